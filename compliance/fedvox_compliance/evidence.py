@@ -1,0 +1,98 @@
+"""Evidence files: copied into the assessment's folder, hashed, and compared later.
+
+The name on disk is made from the hash and a harmless form of the original name, so a document can neither overwrite
+another nor leave the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from enum import StrEnum
+from pathlib import Path
+
+from fedvox_compliance.assessment import Evidence
+from fedvox_compliance.errors import EvidenceError
+from fedvox_compliance.files import EVIDENCE_FOLDER, sync_folder
+
+_CHUNK = 2**20
+MAX_EVIDENCE_BYTES = 256 * 2**20
+
+
+class EvidenceState(StrEnum):
+    """What became of a document's file."""
+
+    UNCHANGED = "unchanged"
+    CHANGED = "changed"
+    MISSING = "missing"
+
+
+def copy_into_folder(folder: Path, file: Path) -> tuple[str, str]:
+    """Copy a document into the evidence folder, atomically.
+
+    Returns:
+        Its path relative to `folder`, and its SHA-256.
+
+    Raises:
+        EvidenceError: not a readable file, empty, or too large.
+    """
+    _require_document(file)
+    target_folder = folder / EVIDENCE_FOLDER
+    try:
+        target_folder.mkdir(mode=0o700, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target_folder, prefix=".incoming.")
+        try:
+            with file.open("rb") as source, os.fdopen(handle, "wb") as target:
+                shutil.copyfileobj(source, target, _CHUNK)
+                target.flush()
+                os.fsync(target.fileno())
+            digest = sha256_of_file(Path(temporary))
+            name = f"{digest[:12]}-{safe_name(file.name)}"
+            Path(temporary).replace(target_folder / name)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+        sync_folder(target_folder)
+    except OSError as wrong:
+        raise EvidenceError(
+            f"{file}: cannot be copied: {wrong.strerror}", "Check free space and your rights."
+        ) from None
+    return f"{EVIDENCE_FOLDER}/{name}", digest
+
+
+def sha256_of_file(path: Path) -> str:
+    """SHA-256, in hex, of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def safe_name(name: str) -> str:
+    """A file name reduced to letters, digits, dot, dash and underscore, its extension kept."""
+    stem, suffix = os.path.splitext(name)  # noqa: PTH122  (a name, not a path)
+    clean = re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-.")[:60] or "document"
+    return clean + re.sub(r"[^A-Za-z0-9.]", "", suffix)[:12]
+
+
+def state_of(document: Evidence, folder: Path) -> EvidenceState:
+    """Whether a document's file is still what was hashed. A link out of the folder counts as missing."""
+    path = (folder / document.path).resolve()
+    if not path.is_relative_to(folder.resolve()) or not path.is_file():
+        return EvidenceState.MISSING
+    return EvidenceState.UNCHANGED if sha256_of_file(path) == document.sha256 else EvidenceState.CHANGED
+
+
+def _require_document(file: Path) -> None:
+    try:
+        if not file.is_file():
+            raise EvidenceError(f"{file}: no such file", "Check the path.")
+        size = file.stat().st_size
+    except (OSError, ValueError) as wrong:
+        raise EvidenceError(f"{file}: {wrong}", "Check the path.") from None
+    if size == 0:
+        raise EvidenceError(f"{file}: is empty, and shows nothing", "Choose the document itself.")
+    if size > MAX_EVIDENCE_BYTES:
+        raise EvidenceError(
+            f"{file}: larger than {MAX_EVIDENCE_BYTES // 2**20} MiB", "Attach an extract of it."
+        )

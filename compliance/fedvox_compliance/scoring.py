@@ -1,0 +1,303 @@
+"""From an assessment to a score: pure, deterministic, and the same on every machine.
+
+    of an entry        value = answer x assurance x currency                         (`judgement.py`)
+    of a framework     S_f = sum(weight x value) / (sum(weight of what applies) + excess)
+    overall            S = 0.5 min_f S_f + 0.5 mean_f S_f, and at most 0.40 while a gate is not passed
+
+`excess` is the weight answered `not applicable` beyond 15 % of the framework: it counts as missing. Below that, a
+control that does not apply leaves the sum on both sides, so it neither rewards nor punishes. Half of the overall score
+is the weakest framework's: security cannot pay for missing privacy.
+
+The sums run in catalogue order, so the order in which answers were given or stored cannot matter, not even in the last
+bit; and every step is monotone in floating point, so no better answer can lower a score.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
+
+from fedvox_compliance.assessment import Answer, Assessment
+from fedvox_compliance.catalogue import Catalogue, Control, Gate, Protection
+from fedvox_compliance.errors import AssessmentError
+from fedvox_compliance.judgement import Assurance, Judgement, Note, Status, judge
+from fedvox_compliance.scope import open_scope_questions, out_of_scope
+from fedvox_compliance.score_report import (
+    TIER_ABOVE,
+    GateResult,
+    GateState,
+    Interval,
+    PartScore,
+    ScoreReport,
+)
+
+GATE_CAP = 0.40
+"""The most that a clinic can reach while a gate is not passed."""
+NA_ALLOWANCE = 0.15
+"""The share of a framework's weight that may be answered `not applicable`."""
+WEAKEST_SHARE = 0.5
+"""How much of the overall score is the weakest framework's."""
+ASSURANCE_MAJORITY = 0.8
+"""The share of the credited weight that must reach a level before the whole assessment is said to."""
+
+_OUT_OF_SCOPE = Judgement(Status.OUT_OF_SCOPE)
+_EXPIRED = {Note.ANSWER_EXPIRED, Note.EVIDENCE_EXPIRED}
+
+
+def score(
+    assessment: Assessment,
+    catalogue: Catalogue,
+    *,
+    on: dt.date,
+    weights: Mapping[str, float] | None = None,
+    trusted_assessors: AbstractSet[str] = frozenset(),
+) -> ScoreReport:
+    """Score an assessment.
+
+    Args:
+        assessment: the answers.
+        catalogue: the questions; must be the ones that were answered.
+        on: the day of the score. Nothing is read from a clock.
+        weights: other weights by control id, for sensitivity analysis; the rest stays at the catalogue's.
+        trusted_assessors: whose confirmations count as `verified`. By default nobody's: a clinic can write an
+            assessor's name into its own file, so only an assessor's own program passes one here.
+
+    Returns:
+        The report, explained down to each control.
+
+    Raises:
+        AssessmentError: the assessment answers another catalogue.
+    """
+    require_same_catalogue(assessment, catalogue)
+    used = _weights(catalogue, weights)
+    judgements = _judge_all(assessment, catalogue, on, trusted_assessors)
+    frameworks = _parts(catalogue, judgements, used, assessment, by_framework=True)
+    themes = _parts(catalogue, judgements, used, assessment, by_framework=False)
+    gates = tuple(
+        GateResult(c.id, c.gate, _gate_state(c, judgements, assessment)) for c in catalogue.gates if c.gate
+    )
+    interval, uncapped = _overall(frameworks.values(), gates)
+    shares = _assurance_shares(judgements, used)
+    return ScoreReport(
+        clinic=assessment.clinic,
+        assessment_id=assessment.id,
+        profile=catalogue.profile,
+        catalogue_version=catalogue.version,
+        catalogue_sha256=catalogue.sha256,
+        law_as_of=catalogue.law_as_of,
+        on=on,
+        interval=interval,
+        uncapped=uncapped,
+        capped=uncapped > interval.low,
+        tier=tier_of(interval.low),
+        frameworks=MappingProxyType(frameworks),
+        themes=MappingProxyType(themes),
+        gates=gates,
+        eligible=_is_eligible(catalogue, gates),
+        assurance=_overall_assurance(judgements, gates, shares),
+        assurance_shares=MappingProxyType(shares),
+        open_controls=tuple(i for i, j in judgements.items() if j.status is Status.OPEN),
+        open_scope=tuple(q.id for q in open_scope_questions(catalogue, assessment.stated_scope)),
+        expired_controls=tuple(
+            i for i, j in judgements.items() if j.notes and not _EXPIRED.isdisjoint(j.notes)
+        ),
+        weights=used,
+        judgements=MappingProxyType(judgements),
+        _assessment=assessment,
+        _catalogue=catalogue,
+    )
+
+
+def tier_of(overall: float) -> int:
+    """The tier, 0 to 4, of an overall score: what a study's noise policy sees, so that one answer does not move it."""
+    return sum(overall > bound for bound in TIER_ABOVE)
+
+
+def require_same_catalogue(assessment: Assessment, catalogue: Catalogue) -> None:
+    """Refuse to judge answers by other questions than those that were asked.
+
+    Raises:
+        AssessmentError: profile, overlays or content differ.
+    """
+    asked = assessment.catalogue
+    if asked.sha256 != catalogue.sha256:
+        raise AssessmentError(
+            f"the assessment answers catalogue {asked.version} ({asked.sha256[:12]}, profile {assessment.profile!r}), "
+            f"not {catalogue.version} ({catalogue.sha256[:12]}, profile {catalogue.profile!r})",
+            "Bring it up to date with `fedvox-compliance upgrade`, or use the version that asked the questions.",
+        )
+
+
+def _weights(catalogue: Catalogue, changed: Mapping[str, float] | None) -> Mapping[str, float]:
+    base = _catalogue_weights(catalogue)
+    if not changed:
+        return base
+    for control_id, weight in changed.items():
+        catalogue.control(control_id)
+        if not 0 <= weight < float("inf"):
+            raise AssessmentError(
+                f"the weight of {control_id} is {weight}", "Weights are finite and not negative."
+            )
+    return MappingProxyType({i: float(changed.get(i, w)) for i, w in base.items()})
+
+
+@lru_cache(maxsize=32)
+def _catalogue_weights(catalogue: Catalogue) -> Mapping[str, float]:
+    return MappingProxyType({c.id: float(c.weight) for c in catalogue.controls.values()})
+
+
+@lru_cache(maxsize=1024)
+def _out_of_scope(catalogue: Catalogue, stated: frozenset[tuple[str, bool]]) -> frozenset[str]:
+    return out_of_scope(catalogue, dict(stated))
+
+
+def _judge_all(
+    assessment: Assessment, catalogue: Catalogue, on: dt.date, trusted: AbstractSet[str]
+) -> dict[str, Judgement]:
+    stated = frozenset(
+        (name, said.applies) for name, said in assessment.scope.items() if said.answered_on <= on
+    )
+    outside, entries = _out_of_scope(catalogue, stated), assessment.entries
+    return {
+        i: _OUT_OF_SCOPE if i in outside else judge(c, entries.get(i), on, trusted)
+        for i, c in catalogue.controls.items()
+    }
+
+
+@dataclass(slots=True)
+class _Sum:
+    """What is added up for one framework or theme."""
+
+    low: float = 0.0
+    high: float = 0.0
+    weight: float = 0.0
+    excluded: float = 0.0
+    answered: int = 0
+    applicable: int = 0
+    maturity: int = 0
+    rated: int = 0
+
+
+def _parts(
+    catalogue: Catalogue,
+    judgements: Mapping[str, Judgement],
+    weights: Mapping[str, float],
+    assessment: Assessment,
+    *,
+    by_framework: bool,
+) -> dict[str, PartScore]:
+    sums: dict[str, _Sum] = defaultdict(_Sum)
+    for control in catalogue.controls.values():
+        judged = judgements[control.id]
+        total = sums[control.framework if by_framework else control.theme]
+        if judged.status is not Status.OUT_OF_SCOPE:
+            _add(total, judged, weights[control.id])
+            entry = assessment.entries.get(control.id)
+            if entry is not None and entry.maturity is not None:
+                total.maturity += entry.maturity
+                total.rated += 1
+    names = catalogue.frameworks if by_framework else catalogue.themes
+    return {name: _part(sums[name], allowance=NA_ALLOWANCE if by_framework else 1.0) for name in names}
+
+
+def _add(total: _Sum, judged: Judgement, weight: float) -> None:
+    total.applicable += 1
+    total.weight += weight
+    if judged.status is Status.OPEN:
+        total.high += weight
+        return
+    total.answered += 1
+    if judged.status is Status.NOT_APPLICABLE:
+        total.excluded += weight
+        return
+    total.low += weight * judged.value
+    total.high += weight * judged.value
+
+
+def _part(total: _Sum, *, allowance: float) -> PartScore:
+    excess = max(0.0, total.excluded - allowance * total.weight)
+    divisor = total.weight - total.excluded + excess
+    interval = (
+        Interval(min(1.0, total.low / divisor), min(1.0, total.high / divisor)) if divisor > 0 else None
+    )
+    return PartScore(
+        interval=interval,
+        weight=total.weight,
+        excluded_weight=total.excluded,
+        excess_weight=excess,
+        maturity=total.maturity / total.rated if total.rated else None,
+        answered=total.answered,
+        applicable=total.applicable,
+    )
+
+
+def _gate_state(control: Control, judgements: Mapping[str, Judgement], assessment: Assessment) -> GateState:
+    judged = judgements[control.id]
+    if judged.status is Status.OUT_OF_SCOPE:
+        return GateState.OUT_OF_SCOPE
+    if judged.status is Status.OPEN:
+        return GateState.OPEN
+    if Note.REFUTED in judged.notes:
+        return GateState.REFUTED
+    if assessment.entries[control.id].answer is not Answer.YES or judged.answer_value < 1.0:
+        return GateState.FAILED
+    if not _EXPIRED.isdisjoint(judged.notes):
+        return GateState.EXPIRED
+    return GateState.PASSED if judged.assurance >= Assurance.DOCUMENT else GateState.UNDOCUMENTED
+
+
+def _overall(parts: Iterable[PartScore], gates: tuple[GateResult, ...]) -> tuple[Interval, float]:
+    intervals = [p.interval for p in parts if p.interval is not None]
+    low, high = _blend([i.low for i in intervals]), _blend([i.high for i in intervals])
+    uncapped = low
+    if not all(g.passed for g in gates):
+        low = min(low, GATE_CAP)
+    if not all(g.passed or g.state is GateState.OPEN for g in gates):
+        high = min(high, GATE_CAP)
+    return Interval(low, max(low, high)), uncapped
+
+
+def _blend(scores: list[float]) -> float:
+    if not scores:
+        return 0.0
+    mean = sum(scores) / len(scores)
+    return min(1.0, WEAKEST_SHARE * min(scores) + (1 - WEAKEST_SHARE) * mean)
+
+
+def _is_eligible(catalogue: Catalogue, gates: tuple[GateResult, ...]) -> bool:
+    """Fails closed: a catalogue that does not ask for encryption and a legal basis makes nobody eligible."""
+    passed = {g.control for g in gates if g.state is GateState.PASSED}
+    shown = {c.protects for c in catalogue.gates if c.id in passed}
+    if not shown.issuperset(Protection):
+        return False
+    return all(g.passed for g in gates if g.gate is Gate.ELIGIBILITY)
+
+
+def _assurance_shares(
+    judgements: Mapping[str, Judgement], weights: Mapping[str, float]
+) -> dict[Assurance, float]:
+    """The share of the credited weight at each level."""
+    by_level: dict[Assurance, float] = dict.fromkeys(Assurance, 0.0)
+    for control_id, judged in judgements.items():
+        if judged.value > 0:
+            by_level[judged.assurance] += weights[control_id]
+    total = sum(by_level.values())
+    return {level: weight / total if total else 0.0 for level, weight in by_level.items()}
+
+
+def _overall_assurance(
+    judgements: Mapping[str, Judgement], gates: tuple[GateResult, ...], shares: Mapping[Assurance, float]
+) -> Assurance:
+    in_scope = [judgements[g.control].assurance for g in gates if g.state is not GateState.OUT_OF_SCOPE]
+    weakest_gate = min(in_scope, default=Assurance.NONE)
+    reached = [
+        a for a in Assurance if a and sum(shares[b] for b in Assurance if b >= a) >= ASSURANCE_MAJORITY
+    ]
+    if not reached:
+        return Assurance.NONE
+    return max(Assurance.CLAIM, min(weakest_gate, max(reached)))
