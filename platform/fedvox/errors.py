@@ -5,6 +5,7 @@
     │   ├── ConfigError         a configuration file or override
     │   ├── DataError           an image, a label map, a data set, a manifest
     │   ├── StorageError        a bucket or folder: missing, forbidden, full
+    │   │   └── CheckpointNotWritten    the last checkpoint of a run found no room
     │   └── CheckpointError     a checkpoint: unreadable, or of another architecture
     └── RunError                the work itself failed; exit code 1
         ├── DamagedCase         a stored case fails its checksum
@@ -53,15 +54,21 @@ class DataError(InputError):
         message: see `FedvoxError`.
         remedy: see `FedvoxError`.
         code: a short stable name of the reason (`shape_mismatch`), for reports and scripts.
+        file: path or URI of the file at fault, where it is one file.
     """
 
-    def __init__(self, message: str, remedy: str = "", *, code: str = "data") -> None:
+    def __init__(self, message: str, remedy: str = "", *, code: str = "data", file: str = "") -> None:
         super().__init__(message, remedy)
         self.code = code
+        self.file = file
 
 
 class StorageError(InputError):
     """A folder or bucket is missing, forbidden or full."""
+
+
+class CheckpointNotWritten(StorageError):
+    """The last checkpoint of a run could not be stored; all workers raise it together."""
 
 
 class CheckpointError(InputError):

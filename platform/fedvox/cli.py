@@ -1,0 +1,114 @@
+"""`fedvox`: a thin door to the library.
+
+Commands are imported when they are called, so that `fedvox --help` imports neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import click
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from typer.core import TyperGroup
+
+from fedvox.errors import FedvoxError
+
+COMMANDS: dict[str, str] = {
+    "demo": "Pretrain on the embedded MNI152 brain through a local Ray, and look at the result.",
+    "doctor": "Check this machine: versions, devices, Ray, storage, what each environment variable does.",
+    "ingest": "Turn raw volumes (nnU-Net, Decathlon, manifest) into a brick store.",
+    "models": "List the backbones with their parameter counts.",
+    "pretrain": "Pretrain a backbone on a brick store, or resume where a run stopped.",
+    "status": "Show where a run is: step, loss, Dice, time left.",
+    "submit": "Submit a job to Ray, follow it with a progress bar, and leave with its own exit code.",
+}
+"""Name -> help; each lives in `fedvox.commands.NAME`, as a function of that name."""
+
+EPILOG = "Every command takes --debug, which shows tracebacks. Exit codes: 0 done, 1 failed, 2 wrong input."
+
+
+class _LazyGroup(TyperGroup):
+    """Imports a command's module only when that command is called or asked for help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        return _load(cmd_name) if cmd_name in COMMANDS else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(COMMANDS.items()))
+
+
+def _load(name: str) -> click.Command:
+    function = getattr(importlib.import_module(f"fedvox.commands.{name}"), name)
+    command = _single(function)
+    command.name = name
+    return command
+
+
+def _single(function: Callable[..., Any]) -> click.Command:
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command(epilog=EPILOG, context_settings=getattr(function, "context_settings", None))(function)
+    return typer.main.get_command(app)
+
+
+app = typer.Typer(
+    cls=_LazyGroup,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    epilog=EPILOG,
+    help="Distributed pretraining of 3D medical segmentation backbones.",
+)
+
+
+@app.callback()
+def _root() -> None:
+    pass
+
+
+def main() -> NoReturn:
+    """Entry point of the `fedvox` command."""
+    _run(typer.main.get_command(app))
+
+
+def run_command(function: Callable[..., Any]) -> NoReturn:
+    """Runs one command function as a program: what the scripts in `jobs/` do."""
+    _run(_single(function))
+
+
+def _run(command: click.Command) -> NoReturn:
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.INFO,
+        format="%(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_path=debug, omit_repeated_times=False)],
+    )
+    for noisy in ("matplotlib", "fsspec", "s3fs", "botocore", "aiobotocore", "asyncio", "urllib3", "numba"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        code = command.main(arguments, standalone_mode=False)
+    except FedvoxError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)

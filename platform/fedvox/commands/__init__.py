@@ -1,0 +1,1 @@
+"""One module a command of `fedvox`; each is a plain function that typer turns into a command line."""

@@ -1,0 +1,104 @@
+"""`fedvox pretrain` and `jobs/pretrain.py`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedvox.config import load_config, to_yaml
+from fedvox.errors import ConfigError
+from fedvox.training.config import PretrainConfig
+
+if TYPE_CHECKING:
+    from fedvox.training.run_directory import RunDirectory
+
+
+class Resume(StrEnum):
+    """What to do about checkpoints of a run of the same name."""
+
+    auto = "auto"
+    never = "never"
+    must = "must"
+
+
+def pretrain(
+    config: Annotated[Path | None, typer.Option(help="YAML file; what it leaves out has its default.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Override, e.g. --set optimizer.lr=3e-4 (repeatable).")
+    ] = None,
+    resume: Annotated[
+        Resume, typer.Option(help="auto: go on where the run stopped; must: fail without a checkpoint; never: fail with one.")
+    ] = Resume.auto,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan (steps, memory, data volume, hours) and start nothing.")
+    ] = False,
+    hardware: Annotated[str, typer.Option(help="What --dry-run estimates for: a100-80gb, h100-80gb, …, cpu-core.")] = "a100-80gb",
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")] = False,
+) -> None:
+    """Pretrains a segmentation backbone on a brick store, or resumes where a run stopped.
+
+    Examples:
+        ray job submit --working-dir . -- python jobs/pretrain.py --config jobs/configs/demo.yaml
+
+        fedvox pretrain --config jobs/configs/demo.yaml --set compute.num_workers=0
+
+        fedvox pretrain --config jobs/configs/mednext_v2_18k.yaml --dry-run --hardware h100-80gb
+    """
+    found = load_config(PretrainConfig, config, set_ or [])
+    if dry_run:
+        _show_plan(found, hardware, as_json)
+        return
+    from fedvox.training.ray_shell import run  # noqa: PLC0415 - ray and torch
+    from fedvox.training.run_directory import RunDirectory  # noqa: PLC0415
+
+    directory = RunDirectory.of(found)
+    _check_resume(directory, resume)
+    print(f"run directory: {directory.location.uri}", flush=True)
+    outcome = run(found)
+    print(json.dumps({"run_directory": directory.location.uri, **outcome}) if as_json else _summary(directory.location.uri, outcome))
+
+
+def _check_resume(directory: RunDirectory, resume: Resume) -> None:
+    from fedvox.training.checkpoint import committed_steps  # noqa: PLC0415
+
+    steps = committed_steps(directory.checkpoints)
+    if resume is Resume.must and not steps:
+        raise ConfigError(f"--resume must: {directory.location.uri} has no committed checkpoint", "Check `name` and `storage`.")
+    if resume is Resume.never and steps:
+        raise ConfigError(
+            f"--resume never: {directory.location.uri} has checkpoints up to step {steps[-1]}",
+            "Give the run another name (--set name=…), or leave --resume out to go on.",
+        )
+
+
+def _show_plan(config: PretrainConfig, hardware: str, as_json: bool) -> None:
+    from fedvox.training.estimate import describe, plan  # noqa: PLC0415 - torch
+
+    found = plan(config, hardware)
+    if as_json:
+        print(json.dumps({"schema": "fedvox.plan/1", **asdict(found), "config": config.model_dump(mode="json")}))
+    else:
+        print(to_yaml(config))
+        print(describe(found))
+
+
+def _summary(uri: str, outcome: dict[str, object]) -> str:
+    lines = [f"finished at step {outcome['step']}"]
+    dice = outcome["dice"]
+    if isinstance(dice, dict):
+        lines += [f"  Dice {name:<24} {value:.4f}" for name, value in dice.items()]
+        lines += [f"  Dice mean of structures       {outcome['mean_foreground_dice']:.4f}"]
+    lines += [
+        f"checkpoint   {uri}/final/model.safetensors",
+        f"curves       {uri}/figures/curves.png",
+        f"overlays     {uri}/figures/overlay-*.png",
+    ]
+    damaged = outcome["damaged_cases"]
+    if isinstance(damaged, dict) and damaged:
+        lines.append(f"skipped {len(damaged)} damaged cases: " + "; ".join(f"{c}: {why}" for c, why in damaged.items()))
+    return "\n".join(lines)

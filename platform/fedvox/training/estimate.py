@@ -1,0 +1,255 @@
+"""What a run will cost, before it is started: `--dry-run`.
+
+Parameters, activations and floating-point operations are counted, not guessed: the network runs forward and backward
+once on the meta device, where tensors have shapes but no memory. Hours follow from the published peak throughput of
+the hardware and an assumed share of it that a 3D convolutional network reaches, which is stated beside the result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fedvox.data.store import BrickStore
+from fedvox.errors import ConfigError
+from fedvox.training.config import PretrainConfig
+from fedvox.training.run_directory import RunDirectory
+from fedvox.training.session import build_network, open_data
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """A device that a run may be estimated for.
+
+    Attributes:
+        name: as given to `--hardware`.
+        peak_tflops: dense bf16 peak for GPUs (vendor's data sheet), fp32 for CPUs.
+        memory_gib: memory of one device.
+        efficiency: assumed share of the peak.
+    """
+
+    name: str
+    peak_tflops: float
+    memory_gib: float
+    efficiency: float
+
+
+HARDWARE = {
+    h.name: h
+    for h in (
+        Hardware("a100-40gb", 312.0, 40, 0.15),
+        Hardware("a100-80gb", 312.0, 80, 0.15),
+        Hardware("h100-80gb", 989.0, 80, 0.12),
+        Hardware("h200", 989.0, 141, 0.12),
+        Hardware("l40s", 362.0, 48, 0.15),
+        Hardware("v100-32gb", 125.0, 32, 0.15),
+        Hardware("cpu-core", 0.05, 4, 0.5),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Counted cost of one sample through a network.
+
+    Attributes:
+        parameters: trainable numbers.
+        flops: forward and backward operations for one sample.
+        activation_bytes: tensors kept from forward to backward for one sample.
+    """
+
+    parameters: int
+    flops: int
+    activation_bytes: int
+
+
+def cost_of(network: nn.Module, in_channels: int, patch_size: tuple[int, int, int], bf16: bool) -> Cost:
+    """Counts one training step of one sample on the meta device; takes a second and no memory.
+
+    Args:
+        network: on the meta device.
+        in_channels: C.
+        patch_size: (D, H, W).
+        bf16: activations are kept in half precision, as autocast does.
+    """
+    image = torch.empty(1, in_channels, *patch_size, device="meta")
+    network.train()
+    with FlopCounterMode(display=False) as counter:
+        with _saved_bytes(network) as saved:
+            outputs = network(image)
+            outputs = outputs if isinstance(outputs, list) else [outputs]
+            loss = sum(_meta_loss(o) for o in outputs)
+        assert isinstance(loss, Tensor)
+        loss.backward()  # type: ignore[no-untyped-call]
+    parameters = sum(p.numel() for p in network.parameters())
+    return Cost(parameters, counter.get_total_flops(), saved.total // (2 if bf16 else 1))
+
+
+def _meta_loss(logits: Tensor) -> Tensor:
+    """Keeps for backward what `DiceCrossEntropy` keeps: log-probabilities and probabilities."""
+    log_probabilities = torch.log_softmax(logits, 1)
+    return log_probabilities.exp().mean() + log_probabilities.mean()
+
+
+@dataclass
+class _Saved:
+    """Bytes of the distinct tensors that autograd keeps."""
+
+    total: int
+    seen: set[int]
+
+    def add(self, tensor: Tensor) -> None:
+        key = tensor.untyped_storage()._cdata
+        if key not in self.seen:
+            self.seen.add(key)
+            self.total += tensor.untyped_storage().nbytes()
+
+
+@contextmanager
+def _saved_bytes(network: nn.Module) -> Iterator[_Saved]:
+    saved = _Saved(0, {p.untyped_storage()._cdata for p in network.parameters()})
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.add(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield saved
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `--dry-run` tells of a run; every field is in the JSON too."""
+
+    name: str
+    run_directory: str
+    model: str
+    parameters: int
+    in_channels: int
+    structures: int
+    patch_size: tuple[int, int, int]
+    cases_training: int
+    cases_validation: int
+    sources: int
+    store_gib: float
+    steps: int
+    global_batch_size: int
+    workers: int
+    samples: int
+    passes_over_data: float
+    tflop_per_sample: float
+    memory_gib_per_worker: float
+    read_gib: float
+    checkpoint_gib: float
+    hardware: str
+    assumed_efficiency: float
+    hours: float
+    read_mib_per_s: float
+    warnings: tuple[str, ...]
+
+
+def plan(config: PretrainConfig, hardware: str) -> Plan:
+    """Counts and estimates a run without starting it.
+
+    Args:
+        config: the run.
+        hardware: a key of `HARDWARE`.
+
+    Raises:
+        FedvoxError: the hardware is unknown, or the run could not be started as it is configured.
+    """
+    if hardware not in HARDWARE:
+        raise ConfigError(f"unknown hardware {hardware!r}", f"Known: {', '.join(HARDWARE)}.")
+    device = HARDWARE[hardware]
+    store, split = open_data(config.data)
+    with torch.device("meta"):
+        network = build_network(config.model_copy(update={"init_from": None}), store)
+    bf16 = config.compute.precision == "bf16" or (config.compute.precision == "auto" and device.name != "cpu-core")
+    channels, classes = len(store.meta.channel_names), len(store.meta.structures)
+    cost = cost_of(network, channels, config.data.patch_size, bf16)
+    workers = config.compute.max_workers
+    per_worker = math.ceil(config.global_batch_size / workers)
+    cores = config.compute.cpus_per_worker if device.name == "cpu-core" else 1
+    throughput = device.peak_tflops * 1e12 * device.efficiency * cores
+    step_s = per_worker * cost.flops / throughput
+    samples = config.steps * config.global_batch_size
+    memory = (cost.parameters * 16 + per_worker * cost.activation_bytes) / GIB
+    total_bytes, voxels = store_size(store)
+    read = samples * math.prod(config.data.patch_size) * channels * total_bytes / max(1, voxels * channels) * READ_AHEAD
+    return Plan(
+        name=config.name,
+        run_directory=RunDirectory.of(config).location.uri,
+        model=config.model.name,
+        parameters=cost.parameters,
+        in_channels=channels,
+        structures=classes,
+        patch_size=config.data.patch_size,
+        cases_training=len(split.training),
+        cases_validation=len(split.validation),
+        sources=len(store.source_names),
+        store_gib=total_bytes / GIB,
+        steps=config.steps,
+        global_batch_size=config.global_batch_size,
+        workers=workers,
+        samples=samples,
+        passes_over_data=samples / max(1, len(split.training)),
+        tflop_per_sample=cost.flops / 1e12,
+        memory_gib_per_worker=memory,
+        read_gib=read / GIB,
+        checkpoint_gib=cost.parameters * 12 / GIB,
+        hardware=device.name,
+        assumed_efficiency=device.efficiency,
+        hours=config.steps * step_s / 3600,
+        read_mib_per_s=read / max(1e-9, config.steps * step_s) / 2**20,
+        warnings=tuple(_warnings(config, device, memory, per_worker)),
+    )
+
+
+READ_AHEAD = 2.5
+"""Bytes read per byte of a patch: bricks at a patch's border are read whole (26 bricks of 64³ for a 128³ patch is
+3.3 times its voxels), rotated samples read more, the node's cache and the page cache take some of it back."""
+
+
+def store_size(store: BrickStore) -> tuple[int, int]:
+    """Bytes on disk and voxels of all cases, from the manifest."""
+    return store.total_bytes, store.total_voxels
+
+
+def _warnings(config: PretrainConfig, device: Hardware, memory: float, per_worker: int) -> Iterator[str]:
+    if memory > device.memory_gib:
+        yield (
+            f"about {memory:.0f} GiB a worker, {device.name} has {device.memory_gib:g}: lower global_batch_size or "
+            "data.patch_size, add workers, or set model.options.checkpoint_blocks=true"
+        )
+    if config.global_batch_size % config.compute.max_workers:
+        yield f"workers get unequal shares of the batch (up to {per_worker} samples): some wait for others"
+    if config.data.store.startswith("s3://") and config.data.cache is None:
+        yield "the store is remote and data.cache is not set: every patch is fetched anew"
+
+
+def describe(found: Plan) -> str:
+    """The plan in words, for people."""
+    rows = [
+        ("run", f"{found.name} -> {found.run_directory}"),
+        ("data", f"{found.cases_training:,} training and {found.cases_validation:,} validation cases of "
+                 f"{found.sources} sources, {found.store_gib:,.1f} GiB, {found.structures} structures"),
+        ("model", f"{found.model}, {found.parameters / 1e6:,.1f} M parameters, {found.in_channels} input channels"),
+        ("steps", f"{found.steps:,} of {found.global_batch_size} patches of {'×'.join(map(str, found.patch_size))} "
+                  f"({found.passes_over_data:,.1f} patches a case)"),
+        ("workers", f"{found.workers} on {found.hardware}"),
+        ("memory", f"{found.memory_gib_per_worker:,.1f} GiB a worker (weights, gradients, optimiser, activations)"),
+        ("reading", f"{found.read_gib:,.0f} GiB in all, {found.read_mib_per_s:,.0f} MiB/s over all workers"),
+        ("checkpoint", f"{found.checkpoint_gib:,.2f} GiB each"),
+        ("time", f"{found.hours:,.1f} hours, at an assumed {found.assumed_efficiency:.0%} of peak and "
+                 f"{found.tflop_per_sample:,.2f} TFLOP a patch"),
+    ]  # fmt: skip
+    lines = [f"{name:>11}  {text}" for name, text in rows]
+    return "\n".join(lines + [f"{'warning':>11}  {text}" for text in found.warnings])

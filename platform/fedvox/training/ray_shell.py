@@ -1,0 +1,204 @@
+"""Ray Train around the training loop: worker groups, restarts, elasticity. The only training module that knows Ray.
+
+    driver: check everything -> TorchTrainer.fit() ─┬─ worker 0: train(config, world)
+                                                    └─ worker 1: train(config, world)   … restarted on failure
+
+Checkpoints are the loop's own (`fedvox.training.checkpoint`): a restarted worker group, a new driver after the loss
+of the head node and a plain rerun all resume alike, from the newest commit in the run directory.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from fedvox import storage
+from fedvox.config import to_yaml
+from fedvox.errors import CheckpointNotWritten, FedvoxError, NonFiniteLoss, Preempted, RunError
+from fedvox.storage import Location
+from fedvox.training.config import PretrainConfig, expand
+from fedvox.training.checkpoint import newest_meta
+from fedvox.training.loop import train
+from fedvox.training.preemption import PreemptionWatch
+from fedvox.training.run_directory import RunDirectory, environment
+from fedvox.training.session import build_network, check_architecture, open_data
+from fedvox.training.world import World
+
+log = logging.getLogger(__name__)
+
+SOURCE_ROOTS = ("platform", "federation", "compliance")
+
+
+def run(config: PretrainConfig) -> dict[str, Any]:
+    """Runs (or resumes) a pretraining run on the Ray cluster at hand, or in this process with `num_workers=0`.
+
+    Returns:
+        What `outcome.json` of the run directory holds: step, Dice per structure, damaged cases.
+
+    Raises:
+        FedvoxError: the input cannot be used, training failed for good, or it was asked to stop.
+    """
+    directory = RunDirectory.of(config)
+    check(config, directory)
+    directory.clear_stop()
+    directory.clear_outcome()
+    storage.write_atomic(directory.child("config.resolved.yaml"), to_yaml(config).encode())
+    if config.compute.num_workers == 0:
+        run_in_process(config, directory)
+    else:
+        connect()
+        _fit(config, directory)
+    return directory.outcome()
+
+
+def check(config: PretrainConfig, directory: RunDirectory) -> None:
+    """Finds what is wrong with a run before any worker is started.
+
+    Raises:
+        FedvoxError: the store, the configuration, the checkpoints or the storage cannot be used.
+    """
+    directory.check_resumable(config)
+    store, _ = open_data(config.data)
+    build_network(config, store)
+    newest = newest_meta(directory.checkpoints)
+    if newest is not None:
+        check_architecture(config, store, newest, directory)
+
+
+def run_in_process(config: PretrainConfig, directory: RunDirectory) -> None:
+    """The same training without Ray, for a debugger."""
+    device = torch.device("cuda" if _use_gpu(config, torch.cuda.is_available()) else "cpu")
+    if config.compute.torch_threads is not None:
+        torch.set_num_threads(config.compute.torch_threads)
+    watch = PreemptionWatch()
+    watch.install()
+    directory.write_json(environment(str(device)), "environment.json")
+    result = train(config, World(device=device), watch=watch)
+    directory.finish(result)
+
+
+def connect() -> None:
+    """Joins the cluster (or starts a local one) such that workers run the code of this checkout.
+
+    `ray job submit --working-dir .` uploads the checkout; its packages must win over whatever version the cluster's
+    image has installed, so the workers' PYTHONPATH starts with the source roots of the working directory.
+    """
+    if ray.is_initialized():
+        return
+    root = Path(__file__).resolve().parents[3]
+    runtime_env: dict[str, Any] = {}
+    if (root / "platform" / "fedvox").is_dir():  # a checkout, not an installed package
+        # Relative, because Ray changes to the working directory on every node before Python starts.
+        runtime_env["env_vars"] = {"PYTHONPATH": ":".join(SOURCE_ROOTS)}
+        if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # a job has uploaded its working directory already
+            runtime_env["working_dir"] = str(root)
+    ray.init(runtime_env=runtime_env, logging_level=logging.WARNING)
+
+
+def _use_gpu(config: PretrainConfig, available: bool) -> bool:
+    return config.compute.use_gpu == "yes" or (config.compute.use_gpu == "auto" and available)
+
+
+def _fit(config: PretrainConfig, directory: RunDirectory) -> None:
+    compute = config.compute
+    use_gpu = _use_gpu(config, ray.cluster_resources().get("GPU", 0) > 0)
+    location = storage.locate(expand(config.storage))
+    trainer = TorchTrainer(
+        functools.partial(_worker, config=config, watch=PreemptionWatch()),
+        scaling_config=ScalingConfig(
+            num_workers=compute.num_workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": compute.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+        ),
+        run_config=RunConfig(
+            name=config.name,
+            storage_path=location.path,
+            storage_filesystem=location.filesystem,
+            failure_config=FailureConfig(max_failures=compute.max_failures),
+        ),
+    )
+    with _stop_on_sigterm(directory):
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _told(error) from error
+
+
+def _worker(config: PretrainConfig, watch: PreemptionWatch) -> None:
+    """What each Ray Train worker runs.
+
+    Ray restarts the worker group for every exception. Those that all workers agree on and that a restart would only
+    repeat are therefore not raised but written down, for the driver to raise.
+    """
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    if config.compute.torch_threads is not None:
+        torch.set_num_threads(config.compute.torch_threads)
+    world = World(context.get_world_rank(), context.get_world_size(), device)
+    directory = RunDirectory.of(config)
+    if world.rank == 0:
+        directory.write_json(environment(str(device)), "environment.json")
+    try:
+        result = train(config, world, report=_report, watch=watch)
+    except (NonFiniteLoss, CheckpointNotWritten, Preempted) as error:
+        if isinstance(error, Preempted) and not directory.stop_requested():
+            raise  # this node goes away: Ray starts the group again, elsewhere if need be
+        if world.rank == 0:
+            directory.fail(error)
+        return
+    if world.rank == 0:
+        directory.finish(result)
+
+
+def _report(metrics: Mapping[str, Any], checkpoint: Location | None) -> None:
+    """Tells Ray; the checkpoint lies in the run's storage already, so that nothing is uploaded again."""
+    first = ray.train.get_context().get_world_rank() == 0
+    ray.train.report(
+        dict(metrics),
+        checkpoint=Checkpoint(checkpoint.path, checkpoint.filesystem) if checkpoint is not None and first else None,
+        checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
+    )
+
+
+@contextmanager
+def _stop_on_sigterm(directory: RunDirectory) -> Iterator[None]:
+    """Turns a SIGTERM of the driver (`ray job stop`) into a stop request that every worker sees."""
+
+    def ask(_signal: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends the driver at once
+        threading.Thread(target=directory.request_stop, name="stop-request").start()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _told(error: ray.train.TrainingFailedError) -> FedvoxError:
+    """The worker's own error if it was one of ours, else what Ray says and where to look."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause = getattr(failure, "_base_exc", failure)
+        if isinstance(cause, FedvoxError):
+            return cause
+    return RunError(
+        f"training failed for good: {error}",
+        "Read the worker's traceback above; compute.max_failures sets how often the workers are restarted.",
+    )

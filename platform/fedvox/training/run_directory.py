@@ -1,0 +1,296 @@
+"""The run directory: everything a run leaves behind, on any pyarrow filesystem.
+
+    NAME/
+        config.resolved.yaml          every value, defaults included
+        environment.json              versions, git commit, host, devices, and which fedvox ran
+        status.json                   where the run is: step, loss, Dice, seconds left; rewritten every few seconds
+        metrics/attempt-0000.jsonl    one line per logged step; a new file per restart
+        tensorboard/attempt-0000/     the same, as TensorBoard events
+        checkpoints/step-…            see `fedvox.training.checkpoint`
+        validation/step-….json        Dice per structure and case
+        figures/*.png                 curves, overlays
+        best/, final/                 released weights: model.safetensors + model.json
+        outcome.json                  how it ended, with the Dice
+    control/stop                  its presence asks the run to write a checkpoint and stop
+
+S3 has no append, so lines are gathered and each attempt's file is rewritten whole, atomically, every few seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import fedvox
+from fedvox import errors, storage
+from fedvox.errors import ConfigError, FedvoxError, RunError
+from fedvox.storage import Location
+from fedvox.training.config import RESUME_INVARIANT, PretrainConfig, expand
+
+if TYPE_CHECKING:
+    from fedvox.training.loop import TrainResult
+
+FLUSH_S = 2.0
+SCHEMA = "fedvox.run/1"
+
+
+class RunDirectory:
+    """Reads and writes one run's directory. Only worker 0 writes.
+
+    Args:
+        location: the directory itself.
+    """
+
+    def __init__(self, location: Location) -> None:
+        self.location = location
+
+    @classmethod
+    def of(cls, config: PretrainConfig) -> RunDirectory:
+        """The directory of a run: `config.storage` / `config.name`."""
+        return cls(storage.locate(expand(config.storage)).child(config.name))
+
+    @property
+    def checkpoints(self) -> Location:
+        """Where checkpoints lie."""
+        return self.location.child("checkpoints")
+
+    def child(self, *parts: str) -> Location:
+        """A file or folder of the run."""
+        return self.location.child(*parts)
+
+    def write_json(self, value: Any, *parts: str) -> None:  # noqa: ANN401 - JSON
+        """Writes a JSON file atomically."""
+        storage.write_atomic(self.child(*parts), (json.dumps(value, indent=1, default=str) + "\n").encode())
+
+    def read_json(self, *parts: str) -> Any:  # noqa: ANN401 - JSON
+        """Reads a JSON file of the run; None if it is not there."""
+        location = self.child(*parts)
+        return json.loads(storage.read_bytes(location)) if storage.exists(location) else None
+
+    # The stop signal
+
+    def request_stop(self) -> None:
+        """Asks the run to write a checkpoint and stop; works from any machine that reaches the storage."""
+        storage.write_atomic(self.child("control", "stop"), b"stop\n")
+
+    def stop_requested(self) -> bool:
+        """Whether somebody asked the run to stop."""
+        return storage.exists(self.child("control", "stop"))
+
+    def clear_stop(self) -> None:
+        """Forgets an earlier request, at the start of a run."""
+        if self.stop_requested():
+            storage.delete(self.child("control", "stop"))
+
+    # How it ended
+
+    def clear_outcome(self) -> None:
+        """Forgets how an earlier attempt ended."""
+        if storage.exists(self.child("outcome.json")):
+            storage.delete(self.child("outcome.json"))
+
+    def finish(self, result: TrainResult) -> None:
+        """Writes down that the run is complete, and how good it is."""
+        dice = result.dice
+        self.write_json(
+            {
+                "state": "finished",
+                "step": result.step,
+                "mean_foreground_dice": dice and dice.mean_foreground,
+                "dice": dice and dice.per_structure,
+                "damaged_cases": result.damaged,
+            },
+            "outcome.json",
+        )
+
+    def fail(self, error: FedvoxError) -> None:
+        """Writes down why the run ended, for the driver to tell."""
+        value = {"state": "failed", "error": type(error).__name__, "message": error.message, "remedy": error.remedy}
+        self.write_json(value, "outcome.json")
+
+    def outcome(self) -> dict[str, Any]:
+        """How the run ended.
+
+        Raises:
+            FedvoxError: it failed or was stopped; the worker's own error.
+        """
+        outcome: dict[str, Any] | None = self.read_json("outcome.json")
+        if outcome is None:
+            raise RunError(f"the workers ended without an outcome in {self.location.uri}", "Read the workers' logs.")
+        if outcome["state"] == "failed":
+            kind: type[FedvoxError] = getattr(errors, outcome["error"])
+            raise kind(outcome["message"], outcome["remedy"])
+        return outcome
+
+    # Metrics
+
+    def next_attempt(self) -> int:
+        """Number of the attempt that starts now: 0, then 1 after the first restart, …"""
+        return len(self._attempt_files())
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The logged lines of the run as it counts, ascending by step.
+
+        Steps that were run twice, because an attempt was killed after its last checkpoint, appear once, as the
+        last attempt ran them.
+        """
+        by_step: dict[tuple[str, int], dict[str, Any]] = {}
+        for location in self._attempt_files():
+            for line in _lines(storage.read_bytes(location)):
+                by_step[line["kind"], line["step"]] = line
+        return sorted(by_step.values(), key=lambda line: (line["step"], line["kind"]))
+
+    def _attempt_files(self) -> list[Location]:
+        files = storage.list_files(self.child("metrics"))
+        return sorted((f for f in files if f.path.endswith(".jsonl")), key=lambda f: f.path)
+
+    # Configuration
+
+    def check_resumable(self, config: PretrainConfig) -> None:
+        """Refuses to resume with another model, data, seed or optimiser than the run began with.
+
+        Raises:
+            ConfigError: naming the fields that differ.
+        """
+        location = self.child("config.resolved.yaml")
+        if not storage.exists(location):
+            return
+        import yaml  # noqa: PLC0415 - only here
+
+        before = yaml.safe_load(storage.read_bytes(location))
+        now = json.loads(config.model_dump_json())
+        different = [f"{path}: {old!r} -> {new!r}" for path, old, new in _differences(before, now) if _matters(path)]
+        if different:
+            raise ConfigError(
+                f"run {config.name!r} in {self.location.uri} began with other settings: " + "; ".join(different),
+                "Resume with the old settings, or give the run another name (--set name=…).",
+            )
+
+
+class MetricsLog:
+    """Worker 0's log of one attempt: JSON lines and TensorBoard events.
+
+    Args:
+        run: the run's directory.
+        attempt: number of this attempt.
+    """
+
+    def __init__(self, run: RunDirectory, attempt: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - slow to import, worker 0 only
+
+        self._run = run
+        self._name = f"attempt-{attempt:04d}"
+        self._lines: list[bytes] = []
+        self._flushed = 0
+        self._last_flush = -FLUSH_S
+        self._scratch = tempfile.TemporaryDirectory(prefix="fedvox-events-")
+        self._events = SummaryWriter(self._scratch.name, flush_secs=3600)  # type: ignore[no-untyped-call]
+        # The file marks the attempt as taken, even if it is killed before its first step.
+        self._store_lines()
+
+    def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Adds a line; `kind` is `train` or `validation`."""
+        line = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
+        self._lines.append(json.dumps(line).encode() + b"\n")
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._events.add_scalar(f"{kind}/{name}", value, step)  # type: ignore[no-untyped-call]
+        if time.monotonic() - self._last_flush >= FLUSH_S:
+            self.flush(events=False)
+
+    def flush(self, *, events: bool = True) -> None:
+        """Stores what was gathered. TensorBoard's files are larger and go at checkpoints only.
+
+        A store that is full or out of reach must not stop the training: the lines stay in memory and go next time.
+        """
+        self._last_flush = time.monotonic()
+        try:
+            if len(self._lines) > self._flushed:
+                self._store_lines()
+            if events:
+                self._events.flush()  # type: ignore[no-untyped-call]
+                for file in Path(self._scratch.name).iterdir():
+                    storage.upload_file(file, self._run.child("tensorboard", self._name, file.name))
+        except (FedvoxError, OSError) as error:
+            import logging  # noqa: PLC0415
+
+            logging.getLogger(__name__).warning("metrics could not be stored and stay in memory: %s", error)
+
+    def _store_lines(self) -> None:
+        count = len(self._lines)
+        storage.write_atomic(self._run.child("metrics", f"{self._name}.jsonl"), b"".join(self._lines[:count]))
+        self._flushed = count
+
+    def close(self) -> None:
+        """Stores everything and releases the scratch folder."""
+        self.flush()
+        self._events.close()  # type: ignore[no-untyped-call]
+        self._scratch.cleanup()
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Versions, host and code that a result depends on."""
+    import torch  # noqa: PLC0415 - keeps this module light for readers of runs
+
+    packages = ("torch", "ray", "numpy", "pyarrow", "blosc2", "nibabel", "safetensors")
+    return {
+        "schema": SCHEMA,
+        "fedvox": fedvox.__version__,
+        "fedvox_file": fedvox.__file__,
+        "git_commit": _git_commit(),
+        "python": sys.version.split()[0],
+        "packages": {name: metadata.version(name) for name in packages if _installed(name)},
+        "host": platform.node(),
+        "system": platform.platform(),
+        "cpus": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "device": device,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _git_commit() -> str | None:
+    root = Path(fedvox.__file__).parents[2]
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _lines(data: bytes) -> Iterator[dict[str, Any]]:
+    for line in data.splitlines():
+        yield json.loads(line)
+
+
+def _differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:  # noqa: ANN401 - JSON
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else str(key))
+    elif before != now:
+        yield path, before, now
+
+
+# How samples are fetched, not which: free to change between attempts.
+_FREE = ("data.cache", "data.loader_threads", "data.prefetch_batches")
+
+
+def _matters(path: str) -> bool:
+    return path.split(".")[0] in RESUME_INVARIANT and not path.startswith(_FREE)

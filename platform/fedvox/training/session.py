@@ -1,0 +1,282 @@
+"""Everything one worker holds while it trains, and how it is put together."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from fedvox.data.augment import AugmentConfig
+from fedvox.data.cache import CacheConfig
+from fedvox.data.loader import BatchStream, LoaderConfig
+from fedvox.data.sampler import SamplerConfig
+from fedvox.data.split import Split, split_cases
+from fedvox.data.store import BrickStore
+from fedvox.errors import CheckpointError, ConfigError
+from fedvox.inference.sliding_window import SlidingWindow
+from fedvox.models.registry import build_model
+from fedvox.storage import Location
+from fedvox.training.checkpoint import CheckpointStore, Snapshot, Writer, load_latest
+from fedvox.training.config import DataSection, PretrainConfig, expand
+from fedvox.training.loss import DeepSupervision, DiceCrossEntropy
+from fedvox.training.optimizer import build_optimizer
+from fedvox.training.release import ModelInfo, load_release
+from fedvox.training.run_directory import MetricsLog, RunDirectory
+from fedvox.training.state import restore, state_tensors
+from fedvox.training.world import World
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """Scalars of a run that a checkpoint carries.
+
+    Attributes:
+        step: optimiser steps done.
+        ema_dice: moving average of the mean foreground Dice; None before the first validation.
+        best_ema_dice: largest `ema_dice` so far.
+        nonfinite_in_a_row: steps just skipped for a non-finite gradient.
+        trained_s: seconds of training over all attempts, as far as checkpoints know.
+        damaged: cases skipped because their file is damaged, with the reason.
+    """
+
+    step: int = 0
+    ema_dice: float | None = None
+    best_ema_dice: float | None = None
+    nonfinite_in_a_row: int = 0
+    trained_s: float = 0.0
+    damaged: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Session:
+    """One worker's training: data, network, optimiser, files.
+
+    Attributes:
+        network: the bare network; `model` is the same one compiled and wrapped in DDP.
+        metrics: the log of this attempt, on worker 0 only.
+    """
+
+    config: PretrainConfig
+    world: World
+    run: RunDirectory
+    store: BrickStore
+    split: Split
+    network: nn.Module
+    model: nn.Module
+    optimizer: Optimizer
+    loss_fn: nn.Module
+    checkpoints: CheckpointStore
+    progress: Progress
+    attempt: int
+    metrics: MetricsLog | None
+    autocast: torch.dtype | None
+
+    @property
+    def window(self) -> SlidingWindow:
+        """How validation covers a volume."""
+        validation = self.config.validation
+        return SlidingWindow(self.config.data.patch_size, validation.overlap, validation.mirror)
+
+    def batches(self) -> BatchStream:
+        """The stream of this worker's batches from the current step to the end of the run."""
+        data = self.config.data
+        return BatchStream(
+            self.store,
+            sampler_config(self.config),
+            AugmentConfig(**self.config.augment),
+            LoaderConfig(
+                global_batch_size=self.config.global_batch_size,
+                threads=data.loader_threads,
+                prefetch_batches=data.prefetch_batches,
+                augment_on=data.augment_on,
+            ),
+            rows=self.split.training,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            start_step=self.progress.step,
+            num_steps=self.config.steps - self.progress.step,
+            device=self.world.device,
+        )
+
+    def snapshot(self) -> Snapshot:
+        """The state to write into a checkpoint."""
+        meta = {"progress": asdict(self.progress), "architecture": architecture(self.config, self.store)}
+        return Snapshot(self.progress.step, state_tensors(self.network, self.optimizer), meta)
+
+    def close(self) -> None:
+        """Ends background threads and stores what is still in memory."""
+        self.checkpoints.close()
+        if self.metrics is not None:
+            self.metrics.close()
+
+
+def open_session(
+    config: PretrainConfig, world: World, *, on_commit: Callable[[int, Location], None] | None = None
+) -> Session:
+    """Opens the store, builds or restores the network, and joins the workers.
+
+    Raises:
+        FedvoxError: the store, the configuration or a checkpoint cannot be used.
+    """
+    run = RunDirectory.of(config)
+    store, split = open_data(config.data)
+    torch.manual_seed(config.seed)
+    network = build_network(config, store).to(world.device)
+    optimizer = build_optimizer(config.optimizer, network)
+    progress = restore_progress(config, store, run, network, optimizer)
+    attempt = world.from_first(run.next_attempt() if world.rank == 0 else 0)
+    model: nn.Module = torch.compile(network) if config.compute.compile else network  # type: ignore[assignment]
+    if world.size > 1:
+        devices = [world.device] if world.device.type == "cuda" else None
+        model = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False)
+    loss = DeepSupervision(DiceCrossEntropy(config.loss.smooth, config.loss.batch_dice))
+    checkpoints = CheckpointStore(
+        run.checkpoints,
+        Writer(world.rank, world.size, attempt),
+        keep=config.checkpoint.keep,
+        commit_timeout_s=config.checkpoint.commit_timeout_s,
+        on_commit=on_commit,
+    )
+    metrics = MetricsLog(run, attempt) if world.rank == 0 else None
+    return Session(
+        config, world, run, store, split, network, model, optimizer, loss, checkpoints, progress, attempt, metrics,
+        autocast_dtype(config, world.device),
+    )  # fmt: skip
+
+
+def open_data(config: DataSection) -> tuple[BrickStore, Split]:
+    """Opens the brick store and splits its cases.
+
+    Raises:
+        FedvoxError: the store cannot be opened, or the split leaves nothing to train on.
+    """
+    cache = config.cache and CacheConfig(
+        folder=expand(config.cache.folder),
+        budget_gib=config.cache.budget_gib,
+        prefetch_threads=config.cache.prefetch_threads,
+    )
+    store = BrickStore.open(expand(config.store), cache=cache)
+    split = split_cases(
+        store.case_ids,
+        store.sources,
+        named=config.validation_cases,
+        fraction=config.validation_fraction,
+        at_most=config.max_validation_cases,
+    )
+    return store, split
+
+
+def build_network(config: PretrainConfig, store: BrickStore) -> nn.Module:
+    """The network for a store's channels and structures, with released weights if the configuration asks for them.
+
+    Raises:
+        ConfigError: the patch does not fit the network's strides.
+        CheckpointError: the released weights are of another architecture.
+    """
+    network = build_model(
+        config.model.name,
+        in_channels=len(store.meta.channel_names),
+        classes=len(store.meta.structures),
+        deep_supervision=config.model.deep_supervision,
+        **config.model.options,
+    )
+    patch, divisor = config.data.patch_size, tuple(getattr(network, "divisor", (1, 1, 1)))
+    if any(size % step for size, step in zip(patch, divisor, strict=True)):
+        fitting = tuple(max(step, round(size / step) * step) for size, step in zip(patch, divisor, strict=True))
+        raise ConfigError(
+            f"data.patch_size {patch} is not divisible by {divisor}, as {config.model.name} needs",
+            f"Nearest size that fits: --set data.patch_size={list(fitting)}",
+        )
+    if config.init_from is not None:
+        released, info = load_release(expand(config.init_from))
+        if info.structures != tuple(store.meta.structures):
+            raise CheckpointError(
+                f"init_from: {config.init_from} segments {len(info.structures)} structures, the store has "
+                f"{len(store.meta.structures)} (or others)",
+                "Weights can only be continued on the same structures.",
+            )
+        network.load_state_dict(released.state_dict())
+    return network
+
+
+def sampler_config(config: PretrainConfig) -> SamplerConfig:
+    """How samples are drawn, from the run's configuration."""
+    return SamplerConfig(
+        seed=config.seed,
+        patch_size=config.data.patch_size,
+        foreground_fraction=config.data.foreground_fraction,
+        source_temperature=config.data.source_temperature,
+    )
+
+
+def architecture(config: PretrainConfig, store: BrickStore) -> dict[str, Any]:
+    """What must be equal for a checkpoint to fit."""
+    return {
+        "name": config.model.name,
+        "options": dict(config.model.options),
+        "deep_supervision": config.model.deep_supervision,
+        "in_channels": len(store.meta.channel_names),
+        "structures": list(store.meta.structures),
+    }
+
+
+def model_info(config: PretrainConfig, store: BrickStore, provenance: dict[str, Any]) -> ModelInfo:
+    """The description that goes with released weights."""
+    meta = store.meta
+    return ModelInfo(
+        name=config.model.name,
+        options={**config.model.options, "deep_supervision": config.model.deep_supervision},
+        structures=tuple(meta.structures),
+        channel_names=tuple(meta.channel_names),
+        patch_size=config.data.patch_size,
+        spacing_mm=meta.spacing_mm,
+        normalization=meta.normalization,
+        intensity=meta.intensity,
+        provenance=provenance,
+    )
+
+
+def restore_progress(
+    config: PretrainConfig, store: BrickStore, run: RunDirectory, network: nn.Module, optimizer: Optimizer
+) -> Progress:
+    """Restores the newest intact checkpoint into network and optimiser; a fresh `Progress` if there is none.
+
+    Raises:
+        CheckpointError: see `check_architecture`.
+    """
+    snapshot = load_latest(run.checkpoints)
+    if snapshot is None:
+        return Progress()
+    check_architecture(config, store, snapshot.meta, run)
+    restore(network, optimizer, snapshot.tensors)
+    return Progress(**snapshot.meta["progress"])
+
+
+def check_architecture(config: PretrainConfig, store: BrickStore, meta: dict[str, Any], run: RunDirectory) -> None:
+    """Compares a checkpoint's architecture with the configuration's.
+
+    Raises:
+        CheckpointError: they differ; the fields are named.
+    """
+    now, before = json.loads(json.dumps(architecture(config, store))), meta["architecture"]
+    different = [f"{key}: {before.get(key)!r} -> {now[key]!r}" for key in now if before.get(key) != now[key]]
+    if different:
+        raise CheckpointError(
+            f"the checkpoints in {run.checkpoints.uri} are of another architecture: " + "; ".join(different),
+            "Resume with the old settings, or give the run another name (--set name=…).",
+        )
+
+
+def autocast_dtype(config: PretrainConfig, device: torch.device) -> torch.dtype | None:
+    """bf16 where the configuration asks for it, or by itself on a GPU; None for full precision."""
+    precision = config.compute.precision
+    return torch.bfloat16 if precision == "bf16" or (precision == "auto" and device.type == "cuda") else None
