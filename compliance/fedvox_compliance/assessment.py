@@ -6,10 +6,12 @@ Three parties write into an assessment, and their words are kept apart:
     a second person     of the same clinic: "I read this answer and its evidence" (`SecondPerson`)
     the assessor        of the study: "I checked it", or "it is not so" (`Verification`)
 
-A confirmation names the SHA-256 of the very claim that was read (`claim_sha256`). Change the answer or a document, and
-the confirmation no longer counts; nobody can confirm one thing and have it credited for another.
+A confirmation names the SHA-256 of the very claim that was read (`claim_sha256`). Change the answer or a
+document, and the confirmation no longer counts; nobody can confirm one thing and have it credited for
+another.
 
-All models are frozen: a change is a new object, made by `fedvox_compliance.workspace` and recorded in the history.
+All models are frozen: a change is a new object, made by `fedvox_compliance.workspace` and recorded in the
+history.
 """
 
 from __future__ import annotations
@@ -27,9 +29,9 @@ from fedvox_compliance.canonical import sha256_of
 
 SCHEMA = "fedvox.assessment/1"
 REVIEW_AFTER_DAYS = 365
-"""An answer is to be looked at again after a year (45 CFR 164.308(a)(8), ISO/IEC 27001 clause 9.3), or earlier."""
+"""An answer is to be looked at again after a year (45 CFR 164.308(a)(8), ISO/IEC 27001 clause 9.3)."""
 DOCUMENT_VALID_DAYS = 3 * 365
-"""How long a document without an expiry date of its own speaks for the present: one ISO certification cycle."""
+"""How long a document without an expiry date speaks for the present: one ISO certification cycle."""
 
 # No control characters, no bidirectional overrides: what a reader sees is what is stored.
 _NO_CONTROLS = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff"
@@ -56,7 +58,7 @@ class _Model(BaseModel):
 
 
 class Answer(StrEnum):
-    """What can be answered. Not every control allows every answer; see `Control.na_allowed`, `alternative_allowed`."""
+    """What can be answered; `Control.na_allowed` and `alternative_allowed` say where two of them are refused."""
 
     YES = "yes"
     ALTERNATIVE = "alternative"

@@ -7,8 +7,8 @@ Frameworks are YAML files beside this module, written by hand in the order of th
     frameworks/crosswalk.yaml     which controls of different frameworks ask for the same thing
     frameworks/overlay_*.yaml     changes that are off by default, such as a proposed rule
 
-`load_catalogue("combined")` reads what a profile needs. Its `sha256` covers everything that can change a question's
-meaning or a score, so an attestation that names it cannot be carried over to another catalogue.
+`load_catalogue("combined")` reads what a profile needs. Its `sha256` covers everything that can change a
+question's meaning or a score, so an attestation that names it cannot be carried over to another catalogue.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Control:
 
     @property
     def na_allowed(self) -> bool:
-        """Whether `not applicable` may be answered at all (a scope statement is the other way to leave it out).
+        """Whether `not applicable` may be answered. (A scope statement is the other way to leave a control out.)
 
         Only Annex A controls can be excluded by a justification; critical ones and gates never.
         """
@@ -134,7 +134,8 @@ class Catalogue:
         version: the catalogue's own version.
         law_as_of: the day up to which law was considered.
         controls: by id, ordered by framework and clause.
-        scope_questions: those that at least one control of this profile refers to (or another question comes after).
+        scope_questions: those that at least one control of this profile refers to (or another question comes
+            after).
     """
 
     version: str
@@ -230,7 +231,7 @@ def read_framework_file(name: str) -> Any:
         .joinpath("frameworks", f"{name}.yaml")
         .read_text(encoding="utf-8")
     )
-    return yaml.load(text, Loader=_Loader)  # noqa: S506  (the safe loader, in C)
+    return yaml.load(text, Loader=_Loader)
 
 
 @lru_cache(maxsize=1)

@@ -11,8 +11,9 @@
     ├── IntegrityError          a signature, hash or history does not hold; 6
     └── ExpiredError            an answer, a document or an attestation is out of date; 7
 
-The package stands alone (a clinic's office PC has neither torch nor the core library), hence a tree of its own.
-Commands print `message` and `remedy` and leave with `exit_code`; there is no traceback without `--debug`.
+The package stands alone (a clinic's office PC has neither torch nor the core library), hence a tree of its
+own. Commands print `message` and `remedy` and leave with `exit_code`; there is no traceback without
+`--debug`.
 """
 
 from __future__ import annotations

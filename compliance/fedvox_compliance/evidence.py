@@ -1,7 +1,7 @@
 """Evidence files: copied into the assessment's folder, hashed, and compared later.
 
-The name on disk is made from the hash and a harmless form of the original name, so a document can neither overwrite
-another nor leave the folder.
+The name on disk is made from the hash and a harmless form of the original name, so a document can neither
+overwrite another nor leave the folder.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reading and writing an assessment so that a crash leaves either the old file or the new one, never half of it.
+"""Reading and writing an assessment: after a crash there is the old file or the new one, never half of it.
 
 An assessment is a folder that only its owner can read (the answers list a clinic's weaknesses):
 
@@ -32,7 +32,8 @@ _SHOWN_PROBLEMS = 8
 def load_assessment(path: str | os.PathLike[str]) -> Assessment:
     """Read an assessment from its folder, or from a single JSON file.
 
-    From a folder, changes that reached the history but not the state file (a crash between the two) are included.
+    From a folder, changes that reached the history but not the state file (a crash between the two) are
+    included.
 
     Raises:
         AssessmentError: no such file, or its content cannot be used; every problem is named.

@@ -5,14 +5,19 @@
     {"n": 7, "at": "2026-11-24T09:30:00Z", "by": "A. Meyer", "action": "answer", "changes": [...],
      "prev": "<sha256 of line 6>", "sha256": "<sha256 of this line without this key>"}
 
-The assessment's state is nothing but the sum of these changes, and its file names the last line it contains. So:
+The assessment's state is nothing but the sum of these changes, and its file names the last line it contains.
+So:
 
-- a change is durable once its line is on disk; after a crash, lines beyond the state file are applied on reading;
-- a line without its end (the crash hit while it was written) never happened, and is cut off by the next change;
-- editing the state file by hand is found by replaying; editing a line breaks the chain; cutting lines off leaves the
+- a change is durable once its line is on disk; after a crash, lines beyond the state file are applied on
+reading;
+- a line without its end (the crash hit while it was written) never happened, and is cut off by the next
+change;
+- editing the state file by hand is found by replaying; editing a line breaks the chain; cutting lines off
+leaves the
   state file naming a line that is gone.
 
-Whoever holds the folder can still rewrite the whole chain. That is why the head's hash is part of the assessment's
+Whoever holds the folder can still rewrite the whole chain. That is why the head's hash is part of the
+assessment's
 hash, which an assessor signs: from then on it is held outside the clinic.
 """
 

@@ -2,12 +2,13 @@
 
     value = answer x assurance x currency                                     each in [0, 1]
 
-    answer      yes 1, alternative 0.9, partly 0.5, planned 0.1, no 0; never more than the clinic's own maturity allows
-    assurance   claim 0.25, current document 0.6, second person 0.8, verified by a trusted assessor 1
-    currency    1 until the answer's last day, then linearly to 0 within 180 days; the same for each document
+    answer      yes 1, alternative 0.9, partly 0.5, planned 0.1, no 0; never more than the clinic's own
+    maturity allows assurance   claim 0.25, current document 0.6, second person 0.8, verified by a trusted
+    assessor 1 currency    1 until the answer's last day, then linearly to 0 within 180 days; the same for
+    each document
 
-The assurance factors are what makes an undocumented liar (0.25) weaker than an honest, mediocre, documented clinic
-(about 0.43): with 0.5 / 0.7 / 0.85 / 1 they would come out equal.
+The assurance factors are what makes an undocumented liar (0.25) weaker than an honest, mediocre, documented
+clinic (about 0.43): with 0.5 / 0.7 / 0.85 / 1 they would come out equal.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class Note(StrEnum):
 
 
 class Judgement(NamedTuple):
-    """The worth of one entry: `value == answer_value * factor` (assurance and currency are both in `factor`)."""
+    """The worth of one entry: `value == answer_value * factor`; assurance and currency are in `factor`."""
 
     status: Status
     value: float = 0.0

@@ -1,7 +1,7 @@
-"""The words that people read, kept out of the code: `messages/<language>.yaml` and `messages/controls.<language>.yaml`.
+"""The words that people read, kept out of the code: `messages/<language>.yaml`, `controls.<language>.yaml`.
 
-Ids and answers in files are never translated; only what is shown is. What a language lacks is shown in English and
-marked, so a missing translation is seen rather than guessed.
+Ids and answers in files are never translated; only what is shown is. What a language lacks is shown in
+English and marked, so a missing translation is seen rather than guessed.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _read(name: str) -> dict[str, Any]:
     text = (
         resources.files("fedvox_compliance").joinpath("messages", f"{name}.yaml").read_text(encoding="utf-8")
     )
-    found: dict[str, Any] = yaml.load(text, Loader=_Loader) or {}  # noqa: S506  (the safe loader, in C)
+    found: dict[str, Any] = yaml.load(text, Loader=_Loader) or {}
     return found
 
 

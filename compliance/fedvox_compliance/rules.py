@@ -1,6 +1,7 @@
 """What an entry may say: the rules that hold for one control on its own, whoever writes the entry.
 
-The terminal, the web form, the spreadsheet import and the check command all ask here, so they cannot disagree.
+The terminal, the web form, the spreadsheet import and the check command all ask here, so they cannot
+disagree.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which controls a clinic's own statements leave out.
 
-A statement that is not made leaves nothing out: an unanswered scope question keeps its controls, so silence never
-makes an assessment shorter.
+A statement that is not made leaves nothing out: an unanswered scope question keeps its controls, so silence
+never makes an assessment shorter.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from fedvox_compliance.catalogue import Catalogue, Control, Gate
 from fedvox_compliance.judgement import Assurance, Judgement, Note, Status
 
 TIER_ABOVE = (0.20, 0.40, 0.55, 0.80)
-"""Tier n is reached strictly above its bound: claims alone stay in tier 1, a failed gate (0.40) in tier 1, documents
-alone (0.60) in tier 3; tier 4 (above 0.80) is out of reach without an assessor's verification."""
+"""Tier n is reached strictly above its bound: claims alone stay in tier 1, a failed gate (0.40) in tier 1,
+documents alone (0.60) in tier 3; tier 4 (above 0.80) is out of reach without an assessor's verification."""
 
 
 class GateState(StrEnum):

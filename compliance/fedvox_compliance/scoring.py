@@ -4,12 +4,12 @@
     of a framework     S_f = sum(weight x value) / (sum(weight of what applies) + excess)
     overall            S = 0.5 min_f S_f + 0.5 mean_f S_f, and at most 0.40 while a gate is not passed
 
-`excess` is the weight answered `not applicable` beyond 15 % of the framework: it counts as missing. Below that, a
-control that does not apply leaves the sum on both sides, so it neither rewards nor punishes. Half of the overall score
-is the weakest framework's: security cannot pay for missing privacy.
+`excess` is the weight answered `not applicable` beyond 15 % of the framework: it counts as missing. Below
+that, a control that does not apply leaves the sum on both sides, so it neither rewards nor punishes. Half of
+the overall score is the weakest framework's: security cannot pay for missing privacy.
 
-The sums run in catalogue order, so the order in which answers were given or stored cannot matter, not even in the last
-bit; and every step is monotone in floating point, so no better answer can lower a score.
+The sums run in catalogue order, so the order in which answers were given or stored cannot matter, not even in
+the last bit; and every step is monotone in floating point, so no better answer can lower a score.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def score(
 
 
 def tier_of(overall: float) -> int:
-    """The tier, 0 to 4, of an overall score: what a study's noise policy sees, so that one answer does not move it."""
+    """The tier, 0 to 4, of an overall score: what a noise policy sees, so that one answer does not move it."""
     return sum(overall > bound for bound in TIER_ABOVE)
 
 
@@ -127,9 +127,9 @@ def require_same_catalogue(assessment: Assessment, catalogue: Catalogue) -> None
     asked = assessment.catalogue
     if asked.sha256 != catalogue.sha256:
         raise AssessmentError(
-            f"the assessment answers catalogue {asked.version} ({asked.sha256[:12]}, profile {assessment.profile!r}), "
-            f"not {catalogue.version} ({catalogue.sha256[:12]}, profile {catalogue.profile!r})",
-            "Bring it up to date with `fedvox-compliance upgrade`, or use the version that asked the questions.",
+            f"the assessment answers catalogue {asked.version} ({asked.sha256[:12]}, {assessment.profile}), "
+            f"not {catalogue.version} ({catalogue.sha256[:12]}, {catalogue.profile})",
+            "Bring it up to date with `fedvox-compliance upgrade`, or use the version that asked.",
         )
 
 

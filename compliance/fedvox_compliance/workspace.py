@@ -3,8 +3,8 @@
     with a lock  ->  read what others changed  ->  check the rules  ->  line into the history, on disk
                  ->  new state file, renamed into place
 
-The terminal, the web form and the imports all go through `Workspace`, so every change is checked and recorded alike,
-and a crash at any moment loses at most the change that was being made.
+The terminal, the web form and the imports all go through `Workspace`, so every change is checked and recorded
+alike, and a crash at any moment loses at most the change that was being made.
 """
 
 from __future__ import annotations
@@ -240,14 +240,14 @@ class Workspace:
         return document
 
     def attach_evidence(self, control_id: str, document: Evidence, *, author: str) -> Entry:
-        """Attach a document that already lies in the folder (shared evidence, taken over by a person's decision)."""
+        """Attach a document that lies in the folder already (shared evidence, by a person's decision)."""
         kept = tuple(e for e in self.entry(control_id).evidence if e.sha256 != document.sha256)
         return self._update(
             control_id, "evidence", author, evidence=(*kept, document), second_person=None, verification=None
         )
 
     def remove_evidence(self, control_id: str, sha256: str, *, author: str) -> Entry:
-        """Detach a document from a control. The file stays; other controls may name it, and the history does."""
+        """Detach a document. The file stays: other controls may name it, and the history does."""
         before = self.entry(control_id)
         kept = tuple(e for e in before.evidence if e.sha256 != sha256)
         if len(kept) == len(before.evidence):
