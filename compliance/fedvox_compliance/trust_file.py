@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from pydantic import ValidationError
 
 from fedvox_compliance.canonical import NotCanonical, canonical_json, parse_strict
 from fedvox_compliance.dsse import strict_base64
+from fedvox_compliance.files import write_atomic
 from fedvox_compliance.keys import PublicKey, SigningKey
 from fedvox_compliance.trust import (
     KeyRevocation,
@@ -84,7 +83,7 @@ def save_trust_store(path: Path, store: TrustStore, *roots: SigningKey) -> None:
         for key in roots
     ]
     document = {"signed": signed, "signatures": [s.model_dump(mode="json") for s in signatures]}
-    _write_atomic(path, json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8") + b"\n")
+    write_atomic(path, json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8") + b"\n", mode=0o644)
 
 
 def new_store(name: str, now: dt.datetime, *, required_signatures: int = 1) -> TrustStore:
@@ -255,23 +254,3 @@ def _check_freshness(
             f"{path}: went stale on {store.valid_until:%Y-%m-%d}",
             "Ask the coordinator to run `trust renew` and send it.",
         )
-
-
-def _write_atomic(path: Path, data: bytes) -> None:
-    """Replace a file whole: temporary name in the same folder, fsync, rename."""
-    temporary = None
-    try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except OSError as error:
-        raise TrustStoreError(
-            f"{path}: {error.strerror}", "Name a file in a folder with free space."
-        ) from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedvox_compliance.errors import UsageError
 from fedvox_compliance.keys import SigningKey
 from fedvox_compliance.trust import RevocationReason, Role, Rotation, TrustedKey, TrustStore, TrustStoreError
 from fedvox_compliance.trust_file import (
@@ -304,7 +305,7 @@ def test_a_write_that_fails_leaves_the_old_store(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full_disk)
-    with pytest.raises(TrustStoreError, match="No space"):
+    with pytest.raises(UsageError, match="No space"):
         save_trust_store(path, renew(federation.store, make.now), root)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ["trust.json"]
