@@ -3,15 +3,17 @@
     ray job submit --working-dir . -- python jobs/pretrain.py --config jobs/configs/demo.yaml
     python jobs/pretrain.py --config jobs/configs/mednext_v2_18k.yaml --dry-run --hardware a100-80gb
 
-The same command resumes a run that was interrupted. Exit codes: 0 done, 1 failed, 2 the input is wrong, 143 stopped
-on request after writing a checkpoint.
+The same command resumes a run that was interrupted. Exit codes: 0 done, 1 failed, 2 the input is wrong, 143
+stopped on request after writing a checkpoint.
 """
 
 import sys
 from pathlib import Path
 
 # The code beside this file is the code that runs, whatever version is installed.
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / root) for root in ("platform", "federation", "compliance")]
+sys.path[:0] = [
+    str(Path(__file__).resolve().parents[1] / root) for root in ("platform", "federation", "compliance")
+]
 
 from fedvox.cli import run_command  # noqa: E402
 from fedvox.commands.pretrain import pretrain  # noqa: E402

@@ -2,8 +2,8 @@
 
     fedvox pretrain --config demo.yaml --set optimizer.lr=3e-4 --set compute.num_workers=2
 
-A configuration is a pydantic model whose fields carry the only defaults there are. Unknown keys are refused with
-the nearest known name, wrong types with the dotted path of the field, and all problems are told at once.
+A configuration is a pydantic model whose fields carry the only defaults there are. Unknown keys are refused
+with the nearest known name, wrong types with the dotted path of the field, and all problems are told at once.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ _Loader.add_implicit_resolver(
 )
 
 
-def parse_scalar(text: str) -> Any:  # noqa: ANN401 - YAML holds any type
+def parse_scalar(text: str) -> Any:
     """One YAML value as written on a command line."""
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - derives from SafeLoader
+    return yaml.load(text, Loader=_Loader)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -88,11 +88,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         hint = f"Files there: {', '.join(known)}." if known else "Give an existing YAML file."
         raise ConfigError(f"configuration file {path} does not exist", hint) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}", "Mend its syntax.") from None
+        raise ConfigError(
+            f"{path} is not valid YAML: {' '.join(str(error).split())}", "Mend its syntax."
+        ) from None
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds {type(values).__name__}, not a mapping of fields", "Write `field: value` lines.")
+        raise ConfigError(
+            f"{path} holds {type(values).__name__}, not a mapping of fields", "Write `field: value` lines."
+        )
     return values
 
 
@@ -100,12 +104,16 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     dotted, separator, text = override.partition("=")
     keys = dotted.strip().split(".")
     if not separator or not all(keys):
-        raise ConfigError(f"override {override!r} is not of the form a.b=value", "For example: --set optimizer.lr=3e-4")
+        raise ConfigError(
+            f"override {override!r} is not of the form a.b=value", "For example: --set optimizer.lr=3e-4"
+        )
     node = values
     for key in keys[:-1]:
         child = node.setdefault(key, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"override {override!r}: {key} is a value, not a group of fields", "Shorten the path.")
+            raise ConfigError(
+                f"override {override!r}: {key} is a value, not a group of fields", "Shorten the path."
+            )
         node = child
     try:
         node[keys[-1]] = parse_scalar(text)
@@ -113,7 +121,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r}: value is not valid YAML", "Quote it.") from error
 
 
-def _explain(model: type[BaseModel], problem: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
+def _explain(model: type[BaseModel], problem: Any) -> str:
     path = [str(part) for part in problem["loc"]]
     dotted = ".".join(path) or "configuration"
     if problem["type"] == "extra_forbidden":
@@ -134,7 +142,7 @@ def _known_fields(model: type[BaseModel], path: list[str]) -> list[str]:
     return list(model.model_fields)
 
 
-def _model_of(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401 - a type expression
+def _model_of(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if get_origin(annotation) in (Union, UnionType):

@@ -1,7 +1,8 @@
 """A Ray of our own on this machine, which never touches another one.
 
-`ray stop` ends every Ray process on a host, whoever started it. So the head started here is a child in a session of
-its own, on free ports and with its own temporary folder, and stopping it signals that session alone.
+`ray stop` ends every Ray process on a host, whoever started it. So the head started here is a child in a
+session of its own, on free ports and with its own temporary folder, and stopping it signals that session
+alone.
 """
 
 from __future__ import annotations
@@ -126,4 +127,6 @@ def _await_jobs_api(address: str, process: subprocess.Popen[bytes], log: Path, t
         except (urllib.error.URLError, OSError):
             time.sleep(0.3)
     words = log.read_text(errors="replace")[-2000:]
-    raise RunError(f"Ray did not start within {timeout_s:.0f} s. Its last words:\n{words}", "See whether /tmp has room.")
+    raise RunError(
+        f"Ray did not start within {timeout_s:.0f} s. Its last words:\n{words}", "See whether /tmp has room."
+    )

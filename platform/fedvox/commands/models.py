@@ -18,9 +18,9 @@ def models(
     Example:
         fedvox models --classes 168
     """
-    import torch  # noqa: PLC0415
+    import torch
 
-    from fedvox.models.registry import build_model, list_models  # noqa: PLC0415
+    from fedvox.models.registry import build_model, list_models
 
     rows = {}
     for name in list_models():

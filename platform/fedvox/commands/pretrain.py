@@ -27,17 +27,27 @@ class Resume(StrEnum):
 
 
 def pretrain(
-    config: Annotated[Path | None, typer.Option(help="YAML file; what it leaves out has its default.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file; what it leaves out has its default.")
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override, e.g. --set optimizer.lr=3e-4 (repeatable).")
     ] = None,
     resume: Annotated[
-        Resume, typer.Option(help="auto: go on where the run stopped; must: fail without a checkpoint; never: fail with one.")
+        Resume,
+        typer.Option(
+            help="auto: go on where the run stopped; must: fail without a checkpoint; never: fail with one."
+        ),
     ] = Resume.auto,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan (steps, memory, data volume, hours) and start nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Print the plan (steps, memory, data volume, hours) and start nothing."
+        ),
     ] = False,
-    hardware: Annotated[str, typer.Option(help="What --dry-run estimates for: a100-80gb, h100-80gb, …, cpu-core.")] = "a100-80gb",
+    hardware: Annotated[
+        str, typer.Option(help="What --dry-run estimates for: a100-80gb, h100-80gb, …, cpu-core.")
+    ] = "a100-80gb",
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")] = False,
 ) -> None:
     """Pretrains a segmentation backbone on a brick store, or resumes where a run stopped.
@@ -53,22 +63,29 @@ def pretrain(
     if dry_run:
         _show_plan(found, hardware, as_json)
         return
-    from fedvox.training.ray_shell import run  # noqa: PLC0415 - ray and torch
-    from fedvox.training.run_directory import RunDirectory  # noqa: PLC0415
+    from fedvox.training.ray_shell import run  # ray and torch
+    from fedvox.training.run_directory import RunDirectory
 
     directory = RunDirectory.of(found)
     _check_resume(directory, resume)
     print(f"run directory: {directory.location.uri}", flush=True)
     outcome = run(found)
-    print(json.dumps({"run_directory": directory.location.uri, **outcome}) if as_json else _summary(directory.location.uri, outcome))
+    print(
+        json.dumps({"run_directory": directory.location.uri, **outcome})
+        if as_json
+        else _summary(directory.location.uri, outcome)
+    )
 
 
 def _check_resume(directory: RunDirectory, resume: Resume) -> None:
-    from fedvox.training.checkpoint import committed_steps  # noqa: PLC0415
+    from fedvox.training.checkpoint import committed_steps
 
     steps = committed_steps(directory.checkpoints)
     if resume is Resume.must and not steps:
-        raise ConfigError(f"--resume must: {directory.location.uri} has no committed checkpoint", "Check `name` and `storage`.")
+        raise ConfigError(
+            f"--resume must: {directory.location.uri} has no committed checkpoint",
+            "Check `name` and `storage`.",
+        )
     if resume is Resume.never and steps:
         raise ConfigError(
             f"--resume never: {directory.location.uri} has checkpoints up to step {steps[-1]}",
@@ -77,11 +94,13 @@ def _check_resume(directory: RunDirectory, resume: Resume) -> None:
 
 
 def _show_plan(config: PretrainConfig, hardware: str, as_json: bool) -> None:
-    from fedvox.training.estimate import describe, plan  # noqa: PLC0415 - torch
+    from fedvox.training.estimate import describe, plan  # torch
 
     found = plan(config, hardware)
     if as_json:
-        print(json.dumps({"schema": "fedvox.plan/1", **asdict(found), "config": config.model_dump(mode="json")}))
+        print(
+            json.dumps({"schema": "fedvox.plan/1", **asdict(found), "config": config.model_dump(mode="json")})
+        )
     else:
         print(to_yaml(config))
         print(describe(found))
@@ -100,5 +119,7 @@ def _summary(uri: str, outcome: dict[str, object]) -> str:
     ]
     damaged = outcome["damaged_cases"]
     if isinstance(damaged, dict) and damaged:
-        lines.append(f"skipped {len(damaged)} damaged cases: " + "; ".join(f"{c}: {why}" for c, why in damaged.items()))
+        lines.append(
+            f"skipped {len(damaged)} damaged cases: " + "; ".join(f"{c}: {why}" for c, why in damaged.items())
+        )
     return "\n".join(lines)

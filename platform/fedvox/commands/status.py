@@ -20,18 +20,22 @@ def status(
     Example:
         fedvox status s3://bucket/runs/mednext-v2-18k
     """
-    from fedvox import storage  # noqa: PLC0415 - pyarrow
-    from fedvox.training.run_directory import RunDirectory  # noqa: PLC0415
+    from fedvox import storage  # pyarrow
+    from fedvox.training.run_directory import RunDirectory
 
     directory = RunDirectory(storage.locate(run))
     found = directory.read_json("status.json")
     if found is None:
-        raise StorageError(f"{run} is no run directory (status.json is missing)", "Name the folder that a run printed.")
+        raise StorageError(
+            f"{run} is no run directory (status.json is missing)", "Name the folder that a run printed."
+        )
     if as_json:
         print(json.dumps({"schema": "fedvox.status/1", **found}))
         return
     age = time.time() - found["updated"]
-    print(f"{found['phase']}: step {found['step']:,} of {found['steps']:,}, attempt {found['attempt']}, {age:.0f} s ago")
+    print(
+        f"{found['phase']}: step {found['step']:,} of {found['steps']:,}, attempt {found['attempt']}, {age:.0f} s ago"
+    )
     for name, key, pattern in (
         ("loss", "loss", "{:.4f}"), ("Dice (moving average)", "ema_dice", "{:.4f}"),
         ("seconds a step", "seconds_per_step", "{:.2f}"), ("seconds left", "seconds_left", "{:.0f}"),

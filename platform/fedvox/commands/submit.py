@@ -23,11 +23,18 @@ PLAIN_LINE_S = 30.0
 
 
 def submit(
-    entrypoint: Annotated[list[str], typer.Argument(help="What to run, after `--`: python jobs/pretrain.py …")],
+    entrypoint: Annotated[
+        list[str], typer.Argument(help="What to run, after `--`: python jobs/pretrain.py …")
+    ],
     address: Annotated[
-        str | None, typer.Option(help="Ray's job server, http://HOST:8265; default: $RAY_API_SERVER_ADDRESS or $RAY_ADDRESS.")
+        str | None,
+        typer.Option(
+            help="Ray's job server, http://HOST:8265; default: $RAY_API_SERVER_ADDRESS or $RAY_ADDRESS."
+        ),
     ] = None,
-    working_dir: Annotated[Path, typer.Option(help="Uploaded to the cluster; its code is what runs.")] = Path(),
+    working_dir: Annotated[
+        Path, typer.Option(help="Uploaded to the cluster; its code is what runs.")
+    ] = Path(),
     submission_id: Annotated[str | None, typer.Option(help="Name of the job.")] = None,
 ) -> None:
     """Submits a job to Ray, follows it with a progress bar, and leaves with the job's own exit code.
@@ -39,7 +46,9 @@ def submit(
     """
     found = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
     if not found:
-        raise ConfigError("no Ray job server named", "Give --address http://HOST:8265 or set RAY_API_SERVER_ADDRESS.")
+        raise ConfigError(
+            "no Ray job server named", "Give --address http://HOST:8265 or set RAY_API_SERVER_ADDRESS."
+        )
     raise typer.Exit(submit_and_follow(entrypoint, found, working_dir, submission_id))
 
 
@@ -64,7 +73,7 @@ def submit_and_follow(
         RunError: the job could not be submitted, or it vanished.
     """
     job = _submit(entrypoint, address, working_dir, submission_id)
-    from ray.job_submission import JobSubmissionClient  # noqa: PLC0415 - seconds to import
+    from ray.job_submission import JobSubmissionClient  # seconds to import
 
     client = JobSubmissionClient(address)
     try:
@@ -92,11 +101,14 @@ def _submit(entrypoint: Sequence[str], address: str, working_dir: Path, submissi
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     found = re.search(r"Job '([^']+)' submitted successfully", done.stdout)
     if found is None:
-        raise RunError(f"`ray job submit` failed:\n{(done.stdout + done.stderr)[-2000:]}", f"Is there a Ray at {address}?")
+        raise RunError(
+            f"`ray job submit` failed:\n{(done.stdout + done.stderr)[-2000:]}",
+            f"Is there a Ray at {address}?",
+        )
     return found.group(1)
 
 
-def _follow(client: Any, job: str) -> None:  # noqa: ANN401 - ray's client is untyped
+def _follow(client: Any, job: str) -> None:
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description:<11}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
@@ -114,37 +126,52 @@ def _follow(client: Any, job: str) -> None:  # noqa: ANN401 - ray's client is un
             run = run or _run_directory(logs)
             status = run and _status(run)
             if status:
-                bar.update(task, description=status["phase"], completed=status["step"], total=status["steps"], note=_note(status))
+                bar.update(
+                    task,
+                    description=status["phase"],
+                    completed=status["step"],
+                    total=status["steps"],
+                    note=_note(status),
+                )
                 if not console.is_terminal and time.monotonic() - last_plain > PLAIN_LINE_S:
                     last_plain = time.monotonic()
-                    console.print(f"{status['phase']} {status['step']}/{status['steps']} {_note(status)}", highlight=False)
+                    console.print(
+                        f"{status['phase']} {status['step']}/{status['steps']} {_note(status)}",
+                        highlight=False,
+                    )
             if ended:
                 return
             time.sleep(1.0)
 
 
 def _note(status: dict[str, Any]) -> str:
-    parts = [f"{name} {status[key]:.4f}" for name, key in (("loss", "loss"), ("Dice", "ema_dice")) if status.get(key) is not None]
+    parts = [
+        f"{name} {status[key]:.4f}"
+        for name, key in (("loss", "loss"), ("Dice", "ema_dice"))
+        if status.get(key) is not None
+    ]
     if status.get("seconds_left") is not None:
         parts.append(f"{status['seconds_left'] / 60:.1f} min left")
     return ", ".join(parts)
 
 
-def _run_directory(logs: str) -> Any:  # noqa: ANN401 - a Location, imported late
+def _run_directory(logs: str) -> Any:
     found = RUN_DIRECTORY.search(logs)
     if found is None:
         return None
-    from fedvox import storage  # noqa: PLC0415
+    from fedvox import storage
 
     return storage.locate(found.group(1))
 
 
-def _status(run: Any) -> dict[str, Any] | None:  # noqa: ANN401 - a Location
+def _status(run: Any) -> dict[str, Any] | None:
     """The run's status, or None: this machine need not reach the run's storage to follow the job's log."""
-    from fedvox import storage  # noqa: PLC0415
+    from fedvox import storage
 
     try:
-        value: dict[str, Any] = json.loads(storage.read_bytes(run.child("status.json"), retry=storage.NO_RETRY))
+        value: dict[str, Any] = json.loads(
+            storage.read_bytes(run.child("status.json"), retry=storage.RetryPolicy(deadline_s=0))
+        )
     except (FedvoxError, OSError, ValueError):
         return None
     return value

@@ -52,7 +52,9 @@ def split_cases(
         held_out = _rows_of(case_ids, named)
     else:
         threshold = int(fraction * 2**64)
-        held_out = np.fromiter((row for row, name in enumerate(case_ids) if _hash(name) < threshold), np.int64)
+        held_out = np.fromiter(
+            (row for row, name in enumerate(case_ids) if _hash(name) < threshold), np.int64
+        )
         held_out = _keep_every_source_trainable(held_out, sources)
     training = np.setdiff1d(np.arange(len(case_ids)), held_out)
     if len(training) == 0:
@@ -80,7 +82,9 @@ def _rows_of(case_ids: Sequence[str], named: Sequence[str]) -> np.ndarray:
         near = difflib.get_close_matches(unknown[0], list(rows)[:10_000], n=3, cutoff=0.4)
         raise ConfigError(
             f"data.validation_cases: {unknown[0]!r} is not in the store ({len(case_ids)} cases)",
-            f"Nearest names: {', '.join(near)}." if near else "List the store's cases in its manifest.parquet.",
+            f"Nearest names: {', '.join(near)}."
+            if near
+            else "List the store's cases in its manifest.parquet.",
         )
     return np.array(sorted(rows[name] for name in named), np.int64)
 

@@ -46,7 +46,9 @@ def dice_counts(reference: torch.Tensor, prediction: torch.Tensor, num_classes: 
         ValueError: the shapes differ.
     """
     if reference.shape != prediction.shape:
-        raise ValueError(f"reference {tuple(reference.shape)} and prediction {tuple(prediction.shape)} differ")
+        raise ValueError(
+            f"reference {tuple(reference.shape)} and prediction {tuple(prediction.shape)} differ"
+        )
     pairs = reference.reshape(-1).long() * num_classes + prediction.reshape(-1).long()
     confusion = torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes).double()
     return DiceCounts(confusion.diagonal().clone(), confusion.sum(1), confusion.sum(0))

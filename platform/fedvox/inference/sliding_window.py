@@ -1,8 +1,8 @@
 """Whole-volume prediction by overlapping windows.
 
-Windows are spread evenly over each axis, weighted by a Gaussian (sigma = patch / 8) and averaged, as in nnU-Net.
-Logits accumulate in one buffer on a device of the caller's choice, so that the memory needed is known beforehand:
-`(K + 1) * D * H * W` values beside one batch of windows.
+Windows are spread evenly over each axis, weighted by a Gaussian (sigma = patch / 8) and averaged, as in
+nnU-Net. Logits accumulate in one buffer on a device of the caller's choice, so that the memory needed is
+known beforehand: `(K + 1) * D * H * W` values beside one batch of windows.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class SlidingWindow:
 
 
 def window_starts(length: int, patch: int, overlap: float) -> list[int]:
-    """Evenly spread window positions along one axis that cover `length` and step at most `(1 - overlap) * patch`."""
+    """Evenly spread positions along one axis that cover `length` in steps of at most `(1 - overlap) * patch`."""
     if length <= patch:
         return [0]
     steps = math.ceil((length - patch) / max(1.0, patch * (1 - overlap)))
@@ -43,7 +43,7 @@ def window_starts(length: int, patch: int, overlap: float) -> list[int]:
 
 
 def gaussian_weight(patch_size: Sequence[int], *, device: torch.device | str = "cpu") -> Tensor:
-    """Separable Gaussian `(D, H, W)` with maximum 1 and sigma = patch / 8; its smallest values are kept above 0."""
+    """Separable Gaussian `(D, H, W)`: maximum 1, sigma = patch / 8, smallest values kept above 0."""
     axes = []
     for size in patch_size:
         position = torch.arange(size, dtype=torch.float64) - (size - 1) / 2

@@ -5,13 +5,13 @@
         0002-00000-of-00004.safetensors.json    its size and SHA-256, written after it
         COMMIT.json                             written last, by worker 0, once every shard is there
 
-A folder without COMMIT.json is not a checkpoint. Shards carry the number of the attempt that wrote them (0002), so
-that leftovers of a killed attempt can never be committed together with new ones. Shards hold tensors by name, not
-by worker: a run may resume with another number of workers. Nothing is pickled.
+A folder without COMMIT.json is not a checkpoint. Shards carry the number of the attempt that wrote them
+(0002), so that leftovers of a killed attempt can never be committed together with new ones. Shards hold
+tensors by name, not by worker: a run may resume with another number of workers. Nothing is pickled.
 
-Taking a snapshot copies the worker's share of the tensors to memory; serialising, hashing and uploading happen in a
-background thread while training goes on. A full disk or an unreachable store costs a checkpoint, with a warning,
-never the run; the newest committed checkpoint stays.
+Taking a snapshot copies the worker's share of the tensors to memory; serialising, hashing and uploading
+happen in a background thread while training goes on. A full disk or an unreachable store costs a checkpoint,
+with a warning, never the run; the newest committed checkpoint stays.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Writer:
 
 
 def assign_shards(sizes: Mapping[str, int], world_size: int) -> list[list[str]]:
-    """Spreads tensors over workers so that shards are of nearly equal size: largest first, to the lightest shard.
+    """Spreads tensors over shards of nearly equal size: largest first, to the lightest shard.
 
     Args:
         sizes: bytes by tensor name.
@@ -157,7 +157,7 @@ class CheckpointStore:
             if self.writer.rank == 0:
                 self._commit(step, folder, meta)
         except (FedvoxError, OSError) as error:
-            log.warning("checkpoint at step %d was not written: %s. Training goes on; the newest older checkpoint stays.",
+            log.warning("checkpoint at step %d was not written: %s. Training goes on; the one before it stays.",
                         step, error)  # fmt: skip
             self._discard(folder)
             return False
@@ -172,11 +172,13 @@ class CheckpointStore:
         if self.on_commit is not None:
             self.on_commit(step, folder)
 
-    def _await_shard(self, sidecar: Location, step: int) -> Any:  # noqa: ANN401 - JSON
+    def _await_shard(self, sidecar: Location, step: int) -> Any:
         deadline = time.monotonic() + self.commit_timeout_s
         while not storage.exists(sidecar):
             if time.monotonic() > deadline or self._closing.is_set():
-                raise RunError(f"{sidecar.uri} did not arrive within {self.commit_timeout_s:.0f} s (step {step})")
+                raise RunError(
+                    f"{sidecar.uri} did not arrive within {self.commit_timeout_s:.0f} s (step {step})"
+                )
             time.sleep(0.05 if self.writer.world_size == 1 else 0.2)
         return json.loads(storage.read_bytes(sidecar))
 
@@ -196,7 +198,7 @@ class CheckpointStore:
             if _step_of(folder) < oldest_kept:
                 # The commit goes first: a half-deleted checkpoint must not look whole.
                 storage.delete(self.root.child(folder, COMMIT))
-                storage.delete(self.root.child(folder))
+                storage.delete_folder(self.root.child(folder))
 
     # Reading
 
@@ -233,7 +235,7 @@ def load_latest(root: Location) -> Snapshot | None:
 
 
 def newest_meta(root: Location) -> dict[str, Any] | None:
-    """What the newest committed checkpoint says of itself, without reading its tensors; None if there is none."""
+    """What the newest committed checkpoint says of itself, without its tensors; None if there is none."""
     steps = committed_steps(root)
     return _read_commit(root.child(step_name(steps[-1])))["meta"] if steps else None
 
@@ -243,10 +245,15 @@ def _read_commit(folder: Location) -> dict[str, Any]:
     try:
         commit: dict[str, Any] = json.loads(storage.read_bytes(location))
         if commit["schema"] != SCHEMA:
-            raise CheckpointError(f"{location.uri} is of schema {commit['schema']}, not {SCHEMA}", "Use the version that wrote it.")
+            raise CheckpointError(
+                f"{location.uri} is of schema {commit['schema']}, not {SCHEMA}",
+                "Use the version that wrote it.",
+            )
         return {key: commit[key] for key in ("step", "shards", "meta")}
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{location.uri} is not readable: {error!r}", "Use another checkpoint.") from error
+        raise CheckpointError(
+            f"{location.uri} is not readable: {error!r}", "Use another checkpoint."
+        ) from error
 
 
 def load(folder: Location) -> Snapshot:
@@ -273,6 +280,8 @@ def load_tensors(location: Location, *, expect_sha256: str | None = None) -> dic
     Raises:
         CheckpointError: the file is missing, damaged, or no safetensors file.
     """
+    if not storage.exists(location):
+        raise CheckpointError(f"{location.uri} is missing", "Use another checkpoint.")
     try:
         with tempfile.TemporaryDirectory(prefix="fedvox-") as scratch:
             path = _local_copy(location, Path(scratch))
@@ -282,7 +291,7 @@ def load_tensors(location: Location, *, expect_sha256: str | None = None) -> dic
                     "Use another checkpoint.",
                 )
             return {name: tensor.clone() for name, tensor in load_file(path).items()}
-    except (SafetensorError, FileNotFoundError) as error:
+    except SafetensorError as error:
         raise CheckpointError(f"{location.uri} cannot be read: {error}", "Use another checkpoint.") from error
 
 
@@ -301,7 +310,10 @@ def _step_of(name: str) -> int:
 
 
 def _step_folders(root: Location) -> list[str]:
-    names = {location.path.removeprefix(root.path).lstrip("/").split("/")[0] for location in storage.list_files(root)}
+    names = {
+        location.path.removeprefix(root.path).lstrip("/").split("/")[0]
+        for location in storage.list_files(root)
+    }
     return sorted(name for name in names if name.startswith("step-") and name[5:].isdigit())
 
 
@@ -318,8 +330,8 @@ def _store_tensors(tensors: dict[str, Tensor], location: Location) -> dict[str, 
 
 
 def _local_copy(location: Location, scratch: Path) -> Path:
-    if location.filesystem.type_name == "local":
-        return Path(location.path)
+    if location.is_local:
+        return location.local_path
     path = scratch / "shard.safetensors"
     path.write_bytes(storage.read_bytes(location))
     return path

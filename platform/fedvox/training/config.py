@@ -1,7 +1,8 @@
 """Everything a pretraining run is told, with its only defaults.
 
-The sections follow the recipe of nnU-Net (Isensee et al. 2021) with AdamW and warm-up for ConvNeXt and transformer
-backbones (MedNeXt, Primus). This module imports neither torch nor ray, so that tools can read configurations fast.
+The sections follow the recipe of nnU-Net (Isensee et al. 2021) with AdamW and warm-up for ConvNeXt and
+transformer backbones (MedNeXt, Primus). This module imports neither torch nor ray, so that tools can read
+configurations fast.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ RESUME_INVARIANT = ("seed", "data", "model", "optimizer", "augment", "global_bat
 
 
 def expand(uri: str) -> str:
-    """Expands `~` and `$VARIABLES`; `$FEDVOX_HOME` defaults to `~/.fedvox`, so that one file serves every machine."""
+    """Expands `~` and `$VARIABLES`; `$FEDVOX_HOME` defaults to `~/.fedvox`: one file serves every machine."""
     os.environ.setdefault("FEDVOX_HOME", str(Path("~/.fedvox").expanduser()))
     return os.path.expandvars(uri) if "://" in uri else str(Path(os.path.expandvars(uri)).expanduser())
 
@@ -34,11 +35,26 @@ class CacheSection(Config):
     prefetch_threads: int = Field(4, ge=0)
 
 
+class ExpectedStore(Config):
+    """What a run expects of its store: checked at its start; all that `--dry-run` has without the store."""
+
+    cases: int = Field(ge=1)
+    structures: int = Field(ge=2)
+    """With background."""
+    channels: int = Field(1, ge=1)
+    sources: int = Field(1, ge=1)
+    voxels: int = Field(ge=1)
+    """Voxels of all cases together, one channel."""
+    gib: float = Field(gt=0)
+    """Size of the store in GiB."""
+
+
 class DataSection(Config):
     """Where the volumes are and how patches are drawn from them."""
 
     store: str = "$FEDVOX_HOME/stores/default"
     """Brick store: a local folder or an `s3://` address."""
+    expect: ExpectedStore | None = None
     patch_size: Size3 = (128, 128, 128)
     """(D, H, W) in voxels."""
     validation_cases: tuple[str, ...] | None = None
@@ -101,6 +117,9 @@ class ValidationSection(Config):
     """Sliding-window validation on whole volumes."""
 
     every_steps: int = Field(2500, ge=1)
+    at_start: bool = False
+    """Validate the untrained network too, to see early whether validation works and how far training has
+    come."""
     overlap: float = Field(0.5, ge=0, lt=1)
     """Share of a patch that neighbouring windows have in common."""
     mirror: bool = False

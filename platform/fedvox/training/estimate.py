@@ -1,8 +1,9 @@
 """What a run will cost, before it is started: `--dry-run`.
 
-Parameters, activations and floating-point operations are counted, not guessed: the network runs forward and backward
-once on the meta device, where tensors have shapes but no memory. Hours follow from the published peak throughput of
-the hardware and an assumed share of it that a 3D convolutional network reaches, which is stated beside the result.
+Parameters, activations and floating-point operations are counted, not guessed: the network runs forward and
+backward once on the meta device, where tensors have shapes but no memory. Hours follow from the published
+peak throughput of the hardware and an assumed share of it that a 3D convolutional network reaches, which is
+stated beside the result.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedvox.data.store import BrickStore
-from fedvox.errors import ConfigError
-from fedvox.training.config import PretrainConfig
+from fedvox.errors import ConfigError, StorageError
+from fedvox.training.config import DataSection, PretrainConfig
 from fedvox.training.run_directory import RunDirectory
-from fedvox.training.session import build_network, open_data
+from fedvox.training.session import new_network, open_data
 
 GIB = 2**30
 
@@ -169,12 +169,13 @@ def plan(config: PretrainConfig, hardware: str) -> Plan:
     if hardware not in HARDWARE:
         raise ConfigError(f"unknown hardware {hardware!r}", f"Known: {', '.join(HARDWARE)}.")
     device = HARDWARE[hardware]
-    store, split = open_data(config.data)
+    data, told = _data_facts(config.data)
     with torch.device("meta"):
-        network = build_network(config.model_copy(update={"init_from": None}), store)
-    bf16 = config.compute.precision == "bf16" or (config.compute.precision == "auto" and device.name != "cpu-core")
-    channels, classes = len(store.meta.channel_names), len(store.meta.structures)
-    cost = cost_of(network, channels, config.data.patch_size, bf16)
+        network = new_network(config, data.channels, data.structures)
+    bf16 = config.compute.precision == "bf16" or (
+        config.compute.precision == "auto" and device.name != "cpu-core"
+    )
+    cost = cost_of(network, data.channels, config.data.patch_size, bf16)
     workers = config.compute.max_workers
     per_worker = math.ceil(config.global_batch_size / workers)
     cores = config.compute.cpus_per_worker if device.name == "cpu-core" else 1
@@ -182,25 +183,24 @@ def plan(config: PretrainConfig, hardware: str) -> Plan:
     step_s = per_worker * cost.flops / throughput
     samples = config.steps * config.global_batch_size
     memory = (cost.parameters * 16 + per_worker * cost.activation_bytes) / GIB
-    total_bytes, voxels = store_size(store)
-    read = samples * math.prod(config.data.patch_size) * channels * total_bytes / max(1, voxels * channels) * READ_AHEAD
+    read = samples * math.prod(config.data.patch_size) * data.bytes / data.voxels * READ_AHEAD
     return Plan(
         name=config.name,
         run_directory=RunDirectory.of(config).location.uri,
         model=config.model.name,
         parameters=cost.parameters,
-        in_channels=channels,
-        structures=classes,
+        in_channels=data.channels,
+        structures=data.structures,
         patch_size=config.data.patch_size,
-        cases_training=len(split.training),
-        cases_validation=len(split.validation),
-        sources=len(store.source_names),
-        store_gib=total_bytes / GIB,
+        cases_training=data.training,
+        cases_validation=data.validation,
+        sources=data.sources,
+        store_gib=data.bytes / GIB,
         steps=config.steps,
         global_batch_size=config.global_batch_size,
         workers=workers,
         samples=samples,
-        passes_over_data=samples / max(1, len(split.training)),
+        passes_over_data=samples / max(1, data.training),
         tflop_per_sample=cost.flops / 1e12,
         memory_gib_per_worker=memory,
         read_gib=read / GIB,
@@ -209,18 +209,51 @@ def plan(config: PretrainConfig, hardware: str) -> Plan:
         assumed_efficiency=device.efficiency,
         hours=config.steps * step_s / 3600,
         read_mib_per_s=read / max(1e-9, config.steps * step_s) / 2**20,
-        warnings=tuple(_warnings(config, device, memory, per_worker)),
+        warnings=(*told, *_warnings(config, device, memory, per_worker)),
     )
 
 
 READ_AHEAD = 2.5
-"""Bytes read per byte of a patch: bricks at a patch's border are read whole (26 bricks of 64³ for a 128³ patch is
-3.3 times its voxels), rotated samples read more, the node's cache and the page cache take some of it back."""
+"""Bytes read per byte of a patch: bricks at a patch's border are read whole (26 bricks of 64³ for a 128³
+patch is 3.3 times its voxels), rotated samples read more, the node's cache and the page cache take some of
+it back."""
 
 
-def store_size(store: BrickStore) -> tuple[int, int]:
-    """Bytes on disk and voxels of all cases, from the manifest."""
-    return store.total_bytes, store.total_voxels
+@dataclass(frozen=True)
+class _DataFacts:
+    """Counts of a store, read from it or expected of it; `voxels` are of one channel."""
+
+    training: int
+    validation: int
+    sources: int
+    channels: int
+    structures: int
+    voxels: int
+    bytes: int
+
+
+def _data_facts(config: DataSection) -> tuple[_DataFacts, list[str]]:
+    try:
+        store, split = open_data(config)
+    except StorageError as error:
+        if config.expect is None:
+            raise
+        expect = config.expect
+        validation = min(
+            config.max_validation_cases or expect.cases, round(config.validation_fraction * expect.cases)
+        )
+        facts = _DataFacts(
+            expect.cases - validation, validation, expect.sources, expect.channels, expect.structures,
+            expect.voxels, int(expect.gib * GIB),
+        )  # fmt: skip
+        return facts, [
+            f"the store could not be opened ({error.message}): the counts are those of data.expect"
+        ]
+    facts = _DataFacts(
+        len(split.training), len(split.validation), len(store.source_names), len(store.meta.channel_names),
+        len(store.meta.structures), store.total_voxels, store.total_bytes,
+    )  # fmt: skip
+    return facts, []
 
 
 def _warnings(config: PretrainConfig, device: Hardware, memory: float, per_worker: int) -> Iterator[str]:

@@ -23,7 +23,7 @@ from fedvox.training.validation import predict_case
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#999999")
 MISSED, INVENTED = "#D55E00", "#56B4E9"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left",
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
     "legend.frameon": False, "figure.dpi": 110,
@@ -32,7 +32,9 @@ STYLE = {
 
 def draw_run(session: Session) -> None:
     """Curves of the run and overlays of its first validation cases, into `figures/`."""
-    save_figure(curves(session.run.metrics(), session.config.name), session.run.child("figures", "curves.png"))
+    save_figure(
+        curves(session.run.metrics(), session.config.name), session.run.child("figures", "curves.png")
+    )
     for row in session.split.validation[: session.config.validation.overlays]:
         record = session.store.record(int(row))
         session.network.eval()
@@ -40,7 +42,12 @@ def draw_run(session: Session) -> None:
             session.network, session.store, int(row), session.window, session.world.device, session.autocast
         )
         figure = overlay(
-            image[0], reference.numpy(), prediction.numpy(), record.spacing_mm, session.store.meta.structures, record.case_id
+            image[0],
+            reference.numpy(),
+            prediction.numpy(),
+            record.spacing_mm,
+            session.store.meta.structures,
+            record.case_id,
         )
         save_figure(figure, session.run.child("figures", f"overlay-{record.case_id}.png"))
 
@@ -99,15 +106,21 @@ def _dice_panel(axes: Axes, validation: list[dict[str, Any]]) -> None:
     else:
         values = np.array([[line.get(name, np.nan) for name in names] for line in validation], float)
         low, high = np.nanpercentile(values, [10, 90], axis=1)
-        axes.fill_between(steps, low, high, color=PALETTE[0], alpha=0.2, label="10th to 90th percentile of structures")
-    axes.plot(steps, [line.get("ema_dice", np.nan) for line in validation], "k--", lw=1, label="moving average")
+        axes.fill_between(
+            steps, low, high, color=PALETTE[0], alpha=0.2, label="10th to 90th percentile of structures"
+        )
+    axes.plot(
+        steps, [line.get("ema_dice", np.nan) for line in validation], "k--", lw=1, label="moving average"
+    )
     axes.set(title="Dice on held-out volumes", xlabel="step", ylim=(0, 1))
     axes.legend(loc="lower right")
 
 
 def _time_panel(axes: Axes, steps: list[int], train: list[dict[str, Any]]) -> None:
     axes.plot(steps, [line["step_s"] for line in train], color=PALETTE[0], lw=0.8, label="computing")
-    axes.plot(steps, [line["data_wait_s"] for line in train], color=PALETTE[1], lw=0.8, label="waiting for data")
+    axes.plot(
+        steps, [line["data_wait_s"] for line in train], color=PALETTE[1], lw=0.8, label="waiting for data"
+    )
     axes.set(title="Seconds a step", xlabel="step")
     axes.set_ylim(bottom=0)
     axes.legend()
@@ -139,20 +152,26 @@ def overlay(
                 panel = axes[row, column]
                 panel.imshow(cut[0], cmap="gray", vmin=low, vmax=high, aspect=aspect[0] / aspect[1])
                 panel.set(xticks=[], yticks=[])
-                for where, letter in zip(((0.03, 0.5), (0.97, 0.5), (0.5, 0.97), (0.5, 0.03)), sides, strict=True):
-                    panel.text(*where, letter, color="white", ha="center", va="center", transform=panel.transAxes)
+                for where, letter in zip(
+                    ((0.03, 0.5), (0.97, 0.5), (0.5, 0.97), (0.5, 0.03)), sides, strict=True
+                ):
+                    panel.text(
+                        *where, letter, color="white", ha="center", va="center", transform=panel.transAxes
+                    )
             _outlines(axes[0, column], cut[1], cut[2], len(structures))
             _errors(axes[1, column], cut[1], cut[2])
             _scale_bar(axes[1, column], aspect[1])
             axes[0, column].set_title(f"{name}, slice {centre[axis]}")
         _legend(figure, structures, np.union1d(np.unique(reference), np.unique(prediction)))
         spacing = " × ".join(f"{s:.2f}" for s in spacing_mm)
-        figure.suptitle(f"{title}   spacing (D, H, W) {spacing} mm", x=0.01, ha="left", fontsize=12, fontweight="bold")
+        figure.suptitle(
+            f"{title}   spacing (D, H, W) {spacing} mm", x=0.01, ha="left", fontsize=12, fontweight="bold"
+        )
     return figure
 
 
-# Axis cut, plane, letters at the left, right, top and bottom edge of the flipped slice. Volumes are RAS+, so the
-# first column is the patient's left, as in neurological convention.
+# Axis cut, plane, letters at the left, right, top and bottom edge of the flipped slice. Volumes are RAS+, so
+# the first column is the patient's left, as in neurological convention.
 _PLANES = ((0, "axial", "LRAP"), (1, "coronal", "LRSI"), (2, "sagittal", "PASI"))
 
 
@@ -183,12 +202,16 @@ def _scale_bar(panel: Axes, column_mm: float) -> None:
     length = 20.0 / column_mm
     start = left + 0.06 * (right - left)
     panel.plot([start, start + length], [bottom * 0.95] * 2, color="white", lw=2)
-    panel.text(start + length / 2, bottom * 0.93, "20 mm", color="white", ha="center", va="bottom", fontsize=7)
+    panel.text(
+        start + length / 2, bottom * 0.93, "20 mm", color="white", ha="center", va="bottom", fontsize=7
+    )
 
 
 def _legend(figure: Figure, structures: Sequence[str], present: np.ndarray) -> None:
     shown = [int(k) for k in present if k > 0][: len(PALETTE)]
-    lines = [mpl.lines.Line2D([], [], color=PALETTE[(k - 1) % len(PALETTE)], label=structures[k]) for k in shown]
+    lines: list[Any] = [
+        mpl.lines.Line2D([], [], color=PALETTE[(k - 1) % len(PALETTE)], label=structures[k]) for k in shown
+    ]
     lines += [
         mpl.lines.Line2D([], [], color="black", label="reference"),
         mpl.lines.Line2D([], [], color="black", ls="dashed", label="prediction"),

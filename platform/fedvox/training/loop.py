@@ -1,8 +1,10 @@
 """The training loop: a plain function over one worker, with or without a process group, and without Ray.
 
-    open session -> [ batch -> step -> log -> checkpoint? -> validate? ]* -> final checkpoint, release, figures
+    open session -> [ batch -> step -> log -> checkpoint? -> validate? ]* -> final checkpoint, release,
+    figures
 
-Sample i of step n is a pure function of the seed, so a resumed run sees what the uninterrupted one would have seen.
+Sample i of step n is a pure function of the seed, so a resumed run sees what the uninterrupted one would
+have seen.
 """
 
 from __future__ import annotations
@@ -55,7 +57,11 @@ class TrainResult:
 
 
 def train(
-    config: PretrainConfig, world: World, *, report: Report | None = None, watch: PreemptionWatch | None = None
+    config: PretrainConfig,
+    world: World,
+    *,
+    report: Report | None = None,
+    watch: PreemptionWatch | None = None,
 ) -> TrainResult:
     """Trains from the newest checkpoint (or from scratch) to `config.steps`.
 
@@ -98,6 +104,8 @@ class _Loop:
         progress = session.progress
         if progress.step:
             log.info("resumed at step %d of %d (attempt %d)", progress.step, config.steps, session.attempt)
+        elif config.validation.at_start:
+            self.validate(counts=False)
         stream = session.batches()
         try:
             for batch in stream:
@@ -126,7 +134,9 @@ class _Loop:
             grad_clip=config.optimizer.grad_clip, weight=weight, autocast=session.autocast,
         )  # fmt: skip
         stop = self.watch is not None and self.watch.should_stop(self._stop_requested)
-        shared = session.world.sum(torch.stack([result.loss.double(), result.loss.new_tensor(float(stop)).double()]))
+        shared = session.world.sum(
+            torch.stack([result.loss.double(), result.loss.new_tensor(float(stop)).double()])
+        )
         progress.step += 1
         progress.trained_s += time.monotonic() - began
         self.check_finite(result.skipped, float(shared[0]))
@@ -171,7 +181,8 @@ class _Loop:
             self.session.metrics.flush()
         return self.session.checkpoints.save(self.session.snapshot(), wait=wait)
 
-    def validate(self) -> None:
+    def validate(self, *, counts: bool = True) -> None:
+        """Validates; the untrained network (`counts=False`) enters neither the moving average nor `best`."""
         session, progress = self.session, self.session.progress
         if len(session.split.validation) == 0:
             return
@@ -182,14 +193,22 @@ class _Loop:
         )  # fmt: skip
         self.validated = result
         dice = result.mean_foreground
-        if not math.isnan(dice):
+        if counts and not math.isnan(dice):
             keep = session.config.validation.ema
-            progress.ema_dice = dice if progress.ema_dice is None else keep * progress.ema_dice + (1 - keep) * dice
+            progress.ema_dice = (
+                dice if progress.ema_dice is None else keep * progress.ema_dice + (1 - keep) * dice
+            )
         if session.metrics is not None:
             structures = {f"dice/{name}": value for name, value in result.per_structure.items()}
             line = {"dice": dice, "ema_dice": progress.ema_dice, **structures}
-            session.metrics.write("validation", progress.step, {k: v for k, v in line.items() if v is not None})
-            self.tolerate(lambda: session.run.write_json(result.to_json(), "validation", f"step-{progress.step:08d}.json"))
+            session.metrics.write(
+                "validation", progress.step, {k: v for k, v in line.items() if v is not None}
+            )
+            self.tolerate(
+                lambda: session.run.write_json(
+                    result.to_json(), "validation", f"step-{progress.step:08d}.json"
+                )
+            )
         if progress.ema_dice is not None and progress.ema_dice > (progress.best_ema_dice or -1.0):
             progress.best_ema_dice = progress.ema_dice
             self.tolerate(lambda: self.release("best"))
@@ -207,7 +226,9 @@ class _Loop:
             "store": session.store.meta.name, "ema_dice": progress.ema_dice,
             "dice": self.validated.per_structure if self.validated else None,
         }  # fmt: skip
-        write_release(session.network, model_info(session.config, session.store, provenance), session.run.child(folder))
+        write_release(
+            session.network, model_info(session.config, session.store, provenance), session.run.child(folder)
+        )
 
     def finish(self) -> TrainResult:
         session, progress = self.session, self.session.progress
@@ -220,13 +241,15 @@ class _Loop:
             )
         self.release("final")
         if session.world.rank == 0:
-            from fedvox.training.figures import draw_run  # noqa: PLC0415 - matplotlib, worker 0 only
+            from fedvox.training.figures import draw_run  # matplotlib, worker 0 only
 
             if session.metrics is not None:
                 session.metrics.flush()
             draw_run(session)
         self.status("finished")
-        self.report({"step": progress.step, "dice": self.validated and self.validated.mean_foreground}, self.newest())
+        self.report(
+            {"step": progress.step, "dice": self.validated and self.validated.mean_foreground}, self.newest()
+        )
         return TrainResult(progress.step, self.validated, dict(progress.damaged))
 
     def everywhere(self, ok: bool) -> bool:
@@ -234,7 +257,7 @@ class _Loop:
         return float(self.session.world.sum(torch.tensor([float(ok)]))[0]) == self.session.world.size
 
     def tolerate(self, action: Callable[[], None]) -> None:
-        """Runs what the run can do without: a store that is full or out of reach must not end the training."""
+        """Runs what training can do without, should the storage be full or out of reach."""
         try:
             action()
         except (StorageError, OSError) as error:
@@ -267,6 +290,10 @@ class _Loop:
             "seconds_per_step": pace, "seconds_left": pace and pace * (session.config.steps - progress.step),
             "ema_dice": progress.ema_dice, "damaged_cases": len(progress.damaged), "updated": time.time(), **values,
         }  # fmt: skip
-        self.tolerate(lambda: storage.write_atomic(session.run.child("status.json"), json.dumps(status).encode(), retry=storage.NO_RETRY))
-
-
+        self.tolerate(
+            lambda: storage.write_atomic(
+                session.run.child("status.json"),
+                json.dumps(status).encode(),
+                retry=storage.RetryPolicy(deadline_s=0),
+            )
+        )

@@ -1,9 +1,10 @@
 """Dice + cross-entropy for partially labelled volumes, with deep supervision.
 
 A source that annotates only the liver says nothing about where the spleen is: its "background" holds every
-structure it does not annotate. For such a case the probabilities of the structures that are not annotated are added
-to the background's before the loss is taken (the marginal loss of Shi et al. 2021, Med. Image Anal. 70), and Dice
-runs over the annotated structures alone. With every structure annotated this is exactly nnU-Net's loss.
+structure it does not annotate. For such a case the probabilities of the structures that are not annotated
+are added to the background's before the loss is taken (the marginal loss of Shi et al. 2021, Med. Image
+Anal. 70), and Dice runs over the annotated structures alone. With every structure annotated this is exactly
+nnU-Net's loss.
 """
 
 from __future__ import annotations
@@ -42,15 +43,15 @@ def merge_unannotated(logits: Tensor, annotated: Tensor) -> Tensor:
 class DiceCrossEntropy(nn.Module):
     """`cross-entropy - Dice` per sample, averaged over samples.
 
-    Soft Dice as in nnU-Net: softmax, foreground only, `(2I + s) / (G + P + s)` per sample and structure; the mean is
-    over the annotated structures of the sample, also those absent from the patch.
+    Soft Dice as in nnU-Net: softmax, foreground only, `(2I + s) / (G + P + s)` per sample and structure; the
+    mean is over the annotated structures of the sample, also those absent from the patch.
 
     Args:
         smooth: s above.
         batch_dice: sum I, G and P over the batch of every worker before dividing.
 
-    Shape: logits `(B, K, D, H, W)`, target `(B, 1, D, H, W)` integers (`IGNORE` is left out), annotated `(B, K)` bool
-    -> scalar.
+    Shape: logits `(B, K, D, H, W)`, target `(B, 1, D, H, W)` integers (`IGNORE` is left out), annotated `(B,
+    K)` bool -> scalar.
     """
 
     def __init__(self, smooth: float = 1e-5, batch_dice: bool = False) -> None:
@@ -91,9 +92,9 @@ def _sum_over_workers(value: Tensor) -> Tensor:
     """All-reduce (sum) that gradients flow through; the identity without a process group."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return value
-    from torch.distributed.nn.functional import all_reduce  # noqa: PLC0415 - only with a process group
+    from torch.distributed.nn.functional import all_reduce  # only with a process group
 
-    reduced: Tensor = all_reduce(value)
+    reduced: Tensor = all_reduce(value)  # type: ignore[no-untyped-call]
     return reduced
 
 
@@ -108,8 +109,8 @@ def deep_supervision_weights(levels: int) -> list[float]:
 class DeepSupervision(nn.Module):
     """Applies a loss to every output of a deeply supervised network and adds them up by weight.
 
-    Targets are reduced to each output's grid by nearest neighbour. An output of weight 0 still enters the graph, so
-    that every parameter has a gradient in distributed training.
+    Targets are reduced to each output's grid by nearest neighbour. An output of weight 0 still enters the
+    graph, so that every parameter has a gradient in distributed training.
     """
 
     def __init__(self, loss: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """Optimisers and the learning rate as a function of the step.
 
-Weight decay is applied to convolution and linear weights only: biases, normalisation affines and GRN's γ and β (all
-of them tensors with one non-trivial axis) are left alone, as in ConvNeXt V2 and Primus.
+Weight decay is applied to convolution and linear weights only: biases, normalisation affines and GRN's γ and
+β (all of them tensors with one non-trivial axis) are left alone, as in ConvNeXt V2 and Primus.
 """
 
 from __future__ import annotations

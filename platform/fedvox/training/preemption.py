@@ -1,8 +1,8 @@
-"""Being asked to stop: SIGTERM on a worker (spot preemption, node drain), or a stop request in the run directory.
+"""Being asked to stop: SIGTERM on a worker (spot preemption, node drain), or a request in the run directory.
 
-Signal handlers can only be installed in a process's main thread, while Ray Train runs the training function in
-another one. Ray unpickles that function in the main thread, though: so the watch installs its handler when it is
-unpickled, and travels to the worker as an argument of the training function.
+Signal handlers can only be installed in a process's main thread, while Ray Train runs the training function
+in another one. Ray unpickles that function in the main thread, though: so the watch installs its handler when
+it is unpickled, and travels to the worker as an argument of the training function.
 """
 
 from __future__ import annotations

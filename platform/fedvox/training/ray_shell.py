@@ -1,10 +1,12 @@
-"""Ray Train around the training loop: worker groups, restarts, elasticity. The only training module that knows Ray.
+"""Ray Train around the training loop: worker groups, restarts, elasticity.
+
+The only training module that knows Ray.
 
     driver: check everything -> TorchTrainer.fit() ─┬─ worker 0: train(config, world)
                                                     └─ worker 1: train(config, world)   … restarted on failure
 
-Checkpoints are the loop's own (`fedvox.training.checkpoint`): a restarted worker group, a new driver after the loss
-of the head node and a plain rerun all resume alike, from the newest commit in the run directory.
+Checkpoints are the loop's own (`fedvox.training.checkpoint`): a restarted worker group, a new driver after
+the loss of the head node and a plain rerun all resume alike, from the newest commit in the run directory.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ from fedvox import storage
 from fedvox.config import to_yaml
 from fedvox.errors import CheckpointNotWritten, FedvoxError, NonFiniteLoss, Preempted, RunError
 from fedvox.storage import Location
-from fedvox.training.config import PretrainConfig, expand
 from fedvox.training.checkpoint import newest_meta
+from fedvox.training.config import PretrainConfig, expand
 from fedvox.training.loop import train
 from fedvox.training.preemption import PreemptionWatch
 from fedvox.training.run_directory import RunDirectory, environment
@@ -44,7 +46,7 @@ SOURCE_ROOTS = ("platform", "federation", "compliance")
 
 
 def run(config: PretrainConfig) -> dict[str, Any]:
-    """Runs (or resumes) a pretraining run on the Ray cluster at hand, or in this process with `num_workers=0`.
+    """Runs (or resumes) a run on the Ray cluster at hand, or in this process with `num_workers=0`.
 
     Returns:
         What `outcome.json` of the run directory holds: step, Dice per structure, damaged cases.
@@ -94,8 +96,9 @@ def run_in_process(config: PretrainConfig, directory: RunDirectory) -> None:
 def connect() -> None:
     """Joins the cluster (or starts a local one) such that workers run the code of this checkout.
 
-    `ray job submit --working-dir .` uploads the checkout; its packages must win over whatever version the cluster's
-    image has installed, so the workers' PYTHONPATH starts with the source roots of the working directory.
+    `ray job submit --working-dir .` uploads the checkout; its packages must win over whatever version the
+    cluster's image has installed, so the workers' PYTHONPATH starts with the source roots of the working
+    directory.
     """
     if ray.is_initialized():
         return
@@ -104,7 +107,9 @@ def connect() -> None:
     if (root / "platform" / "fedvox").is_dir():  # a checkout, not an installed package
         # Relative, because Ray changes to the working directory on every node before Python starts.
         runtime_env["env_vars"] = {"PYTHONPATH": ":".join(SOURCE_ROOTS)}
-        if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # a job has uploaded its working directory already
+        if (
+            "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ
+        ):  # a job has uploaded its working directory already
             runtime_env["working_dir"] = str(root)
     ray.init(runtime_env=runtime_env, logging_level=logging.WARNING)
 
@@ -115,12 +120,12 @@ def _use_gpu(config: PretrainConfig, available: bool) -> bool:
 
 def _fit(config: PretrainConfig, directory: RunDirectory) -> None:
     compute = config.compute
-    use_gpu = _use_gpu(config, ray.cluster_resources().get("GPU", 0) > 0)
+    use_gpu = _use_gpu(config, ray.cluster_resources().get("GPU", 0) > 0)  # type: ignore[no-untyped-call]
     location = storage.locate(expand(config.storage))
     trainer = TorchTrainer(
         functools.partial(_worker, config=config, watch=PreemptionWatch()),
         scaling_config=ScalingConfig(
-            num_workers=compute.num_workers,
+            num_workers=compute.num_workers,  # type: ignore[arg-type]
             use_gpu=use_gpu,
             resources_per_worker={"CPU": compute.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
         ),
@@ -141,8 +146,8 @@ def _fit(config: PretrainConfig, directory: RunDirectory) -> None:
 def _worker(config: PretrainConfig, watch: PreemptionWatch) -> None:
     """What each Ray Train worker runs.
 
-    Ray restarts the worker group for every exception. Those that all workers agree on and that a restart would only
-    repeat are therefore not raised but written down, for the driver to raise.
+    Ray restarts the worker group for every exception. Those that all workers agree on and that a restart
+    would only repeat are therefore not raised but written down, for the driver to raise.
     """
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
@@ -169,7 +174,9 @@ def _report(metrics: Mapping[str, Any], checkpoint: Location | None) -> None:
     first = ray.train.get_context().get_world_rank() == 0
     ray.train.report(
         dict(metrics),
-        checkpoint=Checkpoint(checkpoint.path, checkpoint.filesystem) if checkpoint is not None and first else None,
+        checkpoint=Checkpoint(checkpoint.path, checkpoint.filesystem)
+        if checkpoint is not None and first
+        else None,
         checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
     )
 

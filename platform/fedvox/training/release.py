@@ -47,11 +47,13 @@ class ModelInfo:
 
 
 def write_release(model: nn.Module, info: ModelInfo, folder: Location) -> None:
-    """Writes weights and description; the description goes last, so that its presence means the weights are whole."""
+    """Writes the weights, then the description, whose presence thus means that the weights are whole."""
     written = save_tensors(dict(model.state_dict()), folder.child("model.safetensors"))
     provenance = {**info.provenance, "fedvox": fedvox.__version__, "sha256": written["sha256"]}
     value = {"schema": SCHEMA, **asdict(info), "provenance": provenance}
-    storage.write_atomic(folder.child("model.json"), (json.dumps(value, indent=1, default=str) + "\n").encode())
+    storage.write_atomic(
+        folder.child("model.json"), (json.dumps(value, indent=1, default=str) + "\n").encode()
+    )
 
 
 def read_info(folder: Location) -> ModelInfo:
@@ -62,16 +64,22 @@ def read_info(folder: Location) -> ModelInfo:
     """
     location = folder.child("model.json")
     if not storage.exists(location):
-        raise CheckpointError(f"{folder.uri} holds no released model (model.json is missing)", "Name a run's `final` folder.")
+        raise CheckpointError(
+            f"{folder.uri} holds no released model (model.json is missing)", "Name a run's `final` folder."
+        )
     try:
         value = json.loads(storage.read_bytes(location))
         if value.pop("schema") != SCHEMA:
-            raise CheckpointError(f"{location.uri} is of another schema than {SCHEMA}", "Use the version that wrote it.")
+            raise CheckpointError(
+                f"{location.uri} is of another schema than {SCHEMA}", "Use the version that wrote it."
+            )
         for key in ("structures", "channel_names", "patch_size", "spacing_mm"):
             value[key] = tuple(value[key]) if value[key] is not None else None
         return ModelInfo(**value)
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{location.uri} is not readable: {error!r}", "Export the model again.") from error
+        raise CheckpointError(
+            f"{location.uri} is not readable: {error!r}", "Export the model again."
+        ) from error
 
 
 def load_release(uri: str) -> tuple[nn.Module, ModelInfo]:
@@ -82,7 +90,9 @@ def load_release(uri: str) -> tuple[nn.Module, ModelInfo]:
     """
     folder = storage.locate(uri)
     info = read_info(folder)
-    model = build_model(info.name, in_channels=len(info.channel_names), classes=len(info.structures), **info.options)
+    model = build_model(
+        info.name, in_channels=len(info.channel_names), classes=len(info.structures), **info.options
+    )
     weights = load_tensors(folder.child("model.safetensors"), expect_sha256=info.provenance.get("sha256"))
     check_fits(model, weights)
     model.load_state_dict(weights)

@@ -3,8 +3,8 @@
     NAME/
         config.resolved.yaml          every value, defaults included
         environment.json              versions, git commit, host, devices, and which fedvox ran
-        status.json                   where the run is: step, loss, Dice, seconds left; rewritten every few seconds
-        metrics/attempt-0000.jsonl    one line per logged step; a new file per restart
+        status.json                   where the run is: step, loss, Dice, seconds left; rewritten every few
+        seconds metrics/attempt-0000.jsonl    one line per logged step; a new file per restart
         tensorboard/attempt-0000/     the same, as TensorBoard events
         checkpoints/step-…            see `fedvox.training.checkpoint`
         validation/step-….json        Dice per structure and case
@@ -13,12 +13,14 @@
         outcome.json                  how it ended, with the Dice
     control/stop                  its presence asks the run to write a checkpoint and stop
 
-S3 has no append, so lines are gathered and each attempt's file is rewritten whole, atomically, every few seconds.
+S3 has no append, so lines are gathered and each attempt's file is rewritten whole, atomically, every few
+seconds.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -39,7 +41,11 @@ from fedvox.training.config import RESUME_INVARIANT, PretrainConfig, expand
 if TYPE_CHECKING:
     from fedvox.training.loop import TrainResult
 
+log = logging.getLogger(__name__)
+
 FLUSH_S = 2.0
+SHORT = storage.RetryPolicy(deadline_s=5.0)
+"""For what can wait until next time: training must not stand still for its own log."""
 SCHEMA = "fedvox.run/1"
 
 
@@ -67,11 +73,11 @@ class RunDirectory:
         """A file or folder of the run."""
         return self.location.child(*parts)
 
-    def write_json(self, value: Any, *parts: str) -> None:  # noqa: ANN401 - JSON
+    def write_json(self, value: Any, *parts: str) -> None:
         """Writes a JSON file atomically."""
         storage.write_atomic(self.child(*parts), (json.dumps(value, indent=1, default=str) + "\n").encode())
 
-    def read_json(self, *parts: str) -> Any:  # noqa: ANN401 - JSON
+    def read_json(self, *parts: str) -> Any:
         """Reads a JSON file of the run; None if it is not there."""
         location = self.child(*parts)
         return json.loads(storage.read_bytes(location)) if storage.exists(location) else None
@@ -114,7 +120,12 @@ class RunDirectory:
 
     def fail(self, error: FedvoxError) -> None:
         """Writes down why the run ended, for the driver to tell."""
-        value = {"state": "failed", "error": type(error).__name__, "message": error.message, "remedy": error.remedy}
+        value = {
+            "state": "failed",
+            "error": type(error).__name__,
+            "message": error.message,
+            "remedy": error.remedy,
+        }
         self.write_json(value, "outcome.json")
 
     def outcome(self) -> dict[str, Any]:
@@ -125,7 +136,9 @@ class RunDirectory:
         """
         outcome: dict[str, Any] | None = self.read_json("outcome.json")
         if outcome is None:
-            raise RunError(f"the workers ended without an outcome in {self.location.uri}", "Read the workers' logs.")
+            raise RunError(
+                f"the workers ended without an outcome in {self.location.uri}", "Read the workers' logs."
+            )
         if outcome["state"] == "failed":
             kind: type[FedvoxError] = getattr(errors, outcome["error"])
             raise kind(outcome["message"], outcome["remedy"])
@@ -134,14 +147,14 @@ class RunDirectory:
     # Metrics
 
     def next_attempt(self) -> int:
-        """Number of the attempt that starts now: 0, then 1 after the first restart, …"""
+        """Number of the attempt that starts now: 0 at first, 1 after the first restart."""
         return len(self._attempt_files())
 
     def metrics(self) -> list[dict[str, Any]]:
         """The logged lines of the run as it counts, ascending by step.
 
-        Steps that were run twice, because an attempt was killed after its last checkpoint, appear once, as the
-        last attempt ran them.
+        Steps that were run twice, because an attempt was killed after its last checkpoint, appear once, as
+        the last attempt ran them.
         """
         by_step: dict[tuple[str, int], dict[str, Any]] = {}
         for location in self._attempt_files():
@@ -164,14 +177,17 @@ class RunDirectory:
         location = self.child("config.resolved.yaml")
         if not storage.exists(location):
             return
-        import yaml  # noqa: PLC0415 - only here
+        import yaml  # only here
 
         before = yaml.safe_load(storage.read_bytes(location))
         now = json.loads(config.model_dump_json())
-        different = [f"{path}: {old!r} -> {new!r}" for path, old, new in _differences(before, now) if _matters(path)]
+        different = [
+            f"{path}: {old!r} -> {new!r}" for path, old, new in _differences(before, now) if _matters(path)
+        ]
         if different:
             raise ConfigError(
-                f"run {config.name!r} in {self.location.uri} began with other settings: " + "; ".join(different),
+                f"run {config.name!r} in {self.location.uri} began with other settings: "
+                + "; ".join(different),
                 "Resume with the old settings, or give the run another name (--set name=…).",
             )
 
@@ -185,7 +201,7 @@ class MetricsLog:
     """
 
     def __init__(self, run: RunDirectory, attempt: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - slow to import, worker 0 only
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, worker 0 only
 
         self._run = run
         self._name = f"attempt-{attempt:04d}"
@@ -193,9 +209,9 @@ class MetricsLog:
         self._flushed = 0
         self._last_flush = -FLUSH_S
         self._scratch = tempfile.TemporaryDirectory(prefix="fedvox-events-")
-        self._events = SummaryWriter(self._scratch.name, flush_secs=3600)  # type: ignore[no-untyped-call]
+        self._events = SummaryWriter(self._scratch.name, flush_secs=3600)
         # The file marks the attempt as taken, even if it is killed before its first step.
-        self._store_lines()
+        storage.write_atomic(run.child("metrics", f"{self._name}.jsonl"), b"")
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Adds a line; `kind` is `train` or `validation`."""
@@ -203,43 +219,45 @@ class MetricsLog:
         self._lines.append(json.dumps(line).encode() + b"\n")
         for name, value in values.items():
             if isinstance(value, int | float):
-                self._events.add_scalar(f"{kind}/{name}", value, step)  # type: ignore[no-untyped-call]
+                self._events.add_scalar(f"{kind}/{name}", value, step)
         if time.monotonic() - self._last_flush >= FLUSH_S:
             self.flush(events=False)
 
     def flush(self, *, events: bool = True) -> None:
         """Stores what was gathered. TensorBoard's files are larger and go at checkpoints only.
 
-        A store that is full or out of reach must not stop the training: the lines stay in memory and go next time.
+        A store that is full or out of reach must not stop the training: the lines stay in memory and go next
+        time.
         """
         self._last_flush = time.monotonic()
         try:
             if len(self._lines) > self._flushed:
                 self._store_lines()
             if events:
-                self._events.flush()  # type: ignore[no-untyped-call]
+                self._events.flush()
                 for file in Path(self._scratch.name).iterdir():
-                    storage.upload_file(file, self._run.child("tensorboard", self._name, file.name))
+                    storage.upload_file(
+                        file, self._run.child("tensorboard", self._name, file.name), retry=SHORT
+                    )
         except (FedvoxError, OSError) as error:
-            import logging  # noqa: PLC0415
-
-            logging.getLogger(__name__).warning("metrics could not be stored and stay in memory: %s", error)
+            log.warning("metrics could not be stored and stay in memory: %s", error)
 
     def _store_lines(self) -> None:
         count = len(self._lines)
-        storage.write_atomic(self._run.child("metrics", f"{self._name}.jsonl"), b"".join(self._lines[:count]))
+        target = self._run.child("metrics", f"{self._name}.jsonl")
+        storage.write_atomic(target, b"".join(self._lines[:count]), retry=SHORT)
         self._flushed = count
 
     def close(self) -> None:
         """Stores everything and releases the scratch folder."""
         self.flush()
-        self._events.close()  # type: ignore[no-untyped-call]
+        self._events.close()
         self._scratch.cleanup()
 
 
 def environment(device: str) -> dict[str, Any]:
     """Versions, host and code that a result depends on."""
-    import torch  # noqa: PLC0415 - keeps this module light for readers of runs
+    import torch  # keeps this module light for readers of runs
 
     packages = ("torch", "ray", "numpy", "pyarrow", "blosc2", "nibabel", "safetensors")
     return {
@@ -261,7 +279,9 @@ def environment(device: str) -> dict[str, Any]:
 def _git_commit() -> str | None:
     root = Path(fedvox.__file__).parents[2]
     try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
@@ -280,7 +300,7 @@ def _lines(data: bytes) -> Iterator[dict[str, Any]]:
         yield json.loads(line)
 
 
-def _differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:  # noqa: ANN401 - JSON
+def _differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted(before.keys() | now.keys()):
             yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else str(key))
@@ -289,7 +309,7 @@ def _differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, A
 
 
 # How samples are fetched, not which: free to change between attempts.
-_FREE = ("data.cache", "data.loader_threads", "data.prefetch_batches")
+_FREE = ("data.cache", "data.expect", "data.loader_threads", "data.prefetch_batches")
 
 
 def _matters(path: str) -> bool:

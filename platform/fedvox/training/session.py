@@ -24,7 +24,7 @@ from fedvox.inference.sliding_window import SlidingWindow
 from fedvox.models.registry import build_model
 from fedvox.storage import Location
 from fedvox.training.checkpoint import CheckpointStore, Snapshot, Writer, load_latest
-from fedvox.training.config import DataSection, PretrainConfig, expand
+from fedvox.training.config import DataSection, ExpectedStore, PretrainConfig, expand
 from fedvox.training.loss import DeepSupervision, DiceCrossEntropy
 from fedvox.training.optimizer import build_optimizer
 from fedvox.training.release import ModelInfo, load_release
@@ -137,7 +137,9 @@ def open_session(
     model: nn.Module = torch.compile(network) if config.compute.compile else network  # type: ignore[assignment]
     if world.size > 1:
         devices = [world.device] if world.device.type == "cuda" else None
-        model = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False)
+        model = DistributedDataParallel(
+            model, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
     loss = DeepSupervision(DiceCrossEntropy(config.loss.smooth, config.loss.batch_dice))
     checkpoints = CheckpointStore(
         run.checkpoints,
@@ -148,8 +150,8 @@ def open_session(
     )
     metrics = MetricsLog(run, attempt) if world.rank == 0 else None
     return Session(
-        config, world, run, store, split, network, model, optimizer, loss, checkpoints, progress, attempt, metrics,
-        autocast_dtype(config, world.device),
+        config, world, run, store, split, network, model, optimizer, loss, checkpoints, progress, attempt,
+        metrics, autocast_dtype(config, world.device),
     )  # fmt: skip
 
 
@@ -159,12 +161,13 @@ def open_data(config: DataSection) -> tuple[BrickStore, Split]:
     Raises:
         FedvoxError: the store cannot be opened, or the split leaves nothing to train on.
     """
-    cache = config.cache and CacheConfig(
-        folder=expand(config.cache.folder),
-        budget_gib=config.cache.budget_gib,
-        prefetch_threads=config.cache.prefetch_threads,
-    )
+    cache = None
+    if config.cache is not None:
+        folder = expand(config.cache.folder)
+        cache = CacheConfig(folder, config.cache.budget_gib, config.cache.prefetch_threads)
     store = BrickStore.open(expand(config.store), cache=cache)
+    if config.expect is not None:
+        check_expected(config.expect, store)
     split = split_cases(
         store.case_ids,
         store.sources,
@@ -175,27 +178,34 @@ def open_data(config: DataSection) -> tuple[BrickStore, Split]:
     return store, split
 
 
-def build_network(config: PretrainConfig, store: BrickStore) -> nn.Module:
-    """The network for a store's channels and structures, with released weights if the configuration asks for them.
+def check_expected(expect: ExpectedStore, store: BrickStore) -> None:
+    """Compares a store with what the configuration expects of it.
 
     Raises:
-        ConfigError: the patch does not fit the network's strides.
+        ConfigError: channels or structures differ, or there are fewer cases.
+    """
+    channels, structures = len(store.meta.channel_names), len(store.meta.structures)
+    problems = []
+    if channels != expect.channels:
+        problems.append(f"{channels} channels, expected {expect.channels}")
+    if structures != expect.structures:
+        problems.append(f"{structures} structures, expected {expect.structures}")
+    if len(store) < expect.cases:
+        problems.append(f"{len(store):,} cases, expected {expect.cases:,}")
+    if problems:
+        raise ConfigError(
+            f"the store has {'; '.join(problems)}", "Name the right data.store, or mend data.expect."
+        )
+
+
+def build_network(config: PretrainConfig, store: BrickStore) -> nn.Module:
+    """The network for a store's channels and structures, with released weights if they are asked for.
+
+    Raises:
+        ConfigError: see `new_network`.
         CheckpointError: the released weights are of another architecture.
     """
-    network = build_model(
-        config.model.name,
-        in_channels=len(store.meta.channel_names),
-        classes=len(store.meta.structures),
-        deep_supervision=config.model.deep_supervision,
-        **config.model.options,
-    )
-    patch, divisor = config.data.patch_size, tuple(getattr(network, "divisor", (1, 1, 1)))
-    if any(size % step for size, step in zip(patch, divisor, strict=True)):
-        fitting = tuple(max(step, round(size / step) * step) for size, step in zip(patch, divisor, strict=True))
-        raise ConfigError(
-            f"data.patch_size {patch} is not divisible by {divisor}, as {config.model.name} needs",
-            f"Nearest size that fits: --set data.patch_size={list(fitting)}",
-        )
+    network = new_network(config, len(store.meta.channel_names), len(store.meta.structures))
     if config.init_from is not None:
         released, info = load_release(expand(config.init_from))
         if info.structures != tuple(store.meta.structures):
@@ -205,6 +215,29 @@ def build_network(config: PretrainConfig, store: BrickStore) -> nn.Module:
                 "Weights can only be continued on the same structures.",
             )
         network.load_state_dict(released.state_dict())
+    return network
+
+
+def new_network(config: PretrainConfig, in_channels: int, classes: int) -> nn.Module:
+    """The configured network, freshly initialised.
+
+    Raises:
+        ConfigError: the patch does not fit the network's strides.
+    """
+    network = build_model(
+        config.model.name,
+        in_channels=in_channels,
+        classes=classes,
+        deep_supervision=config.model.deep_supervision,
+        **config.model.options,
+    )
+    patch, divisor = config.data.patch_size, network.divisor
+    if any(size % step for size, step in zip(patch, divisor, strict=True)):
+        fitting = [max(step, round(size / step) * step) for size, step in zip(patch, divisor, strict=True)]
+        raise ConfigError(
+            f"data.patch_size {patch} is not divisible by {divisor}, as {config.model.name} needs",
+            f"Nearest size that fits: --set data.patch_size={fitting}",
+        )
     return network
 
 
@@ -261,7 +294,9 @@ def restore_progress(
     return Progress(**snapshot.meta["progress"])
 
 
-def check_architecture(config: PretrainConfig, store: BrickStore, meta: dict[str, Any], run: RunDirectory) -> None:
+def check_architecture(
+    config: PretrainConfig, store: BrickStore, meta: dict[str, Any], run: RunDirectory
+) -> None:
     """Compares a checkpoint's architecture with the configuration's.
 
     Raises:

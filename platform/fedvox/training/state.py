@@ -1,7 +1,7 @@
 """Model and optimiser state as named tensors, and back.
 
-Names do not depend on the order of the optimiser's parameter groups, nor on a DDP wrapper, so that a checkpoint
-fits a run with another number of workers.
+Names do not depend on the order of the optimiser's parameter groups, nor on a DDP wrapper, so that a
+checkpoint fits a run with another number of workers.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from fedvox.errors import CheckpointError
 
@@ -20,7 +21,7 @@ def state_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> d
     Model entries are called `model/NAME`, optimiser entries `optimizer/NAME/STATE`, whatever the order of the
     optimiser's groups. A DDP wrapper is looked through.
     """
-    inner = model.module if hasattr(model, "module") else model
+    inner = _bare(model)
     tensors = {f"model/{name}": value for name, value in inner.state_dict().items()}
     names = {id(parameter): name for name, parameter in inner.named_parameters()}
     for parameter, state in optimizer.state.items():
@@ -31,13 +32,15 @@ def state_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> d
     return tensors
 
 
-def restore(model: torch.nn.Module, optimizer: torch.optim.Optimizer | None, tensors: Mapping[str, Tensor]) -> None:
+def restore(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer | None, tensors: Mapping[str, Tensor]
+) -> None:
     """Puts the tensors of `state_tensors` back in place.
 
     Raises:
         CheckpointError: the model's tensors differ in name or shape; the first few differences are listed.
     """
-    inner: torch.nn.Module = model.module if hasattr(model, "module") else model  # type: ignore[assignment]
+    inner = _bare(model)
     weights = {name.removeprefix("model/"): t for name, t in tensors.items() if name.startswith("model/")}
     check_fits(inner, weights)
     inner.load_state_dict(weights)
@@ -53,6 +56,10 @@ def restore(model: torch.nn.Module, optimizer: torch.optim.Optimizer | None, ten
             fused = any(group.get("fused") for group in optimizer.param_groups)
             device = "cpu" if on_cpu and not fused else parameter.device
             optimizer.state[parameter][key] = value.to(device, copy=True)
+
+
+def _bare(model: torch.nn.Module) -> torch.nn.Module:
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def check_fits(model: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -73,6 +80,7 @@ def check_fits(model: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
         if expected[name] != found[name]
     ]
     raise CheckpointError(
-        f"the checkpoint is of another architecture, {len(problems)} differences: " + "; ".join(sorted(problems)[:5]),
+        f"the checkpoint is of another architecture, {len(problems)} differences: "
+        + "; ".join(sorted(problems)[:5]),
         "Use the model section of the configuration that wrote the checkpoint, or another run name to start afresh.",
     )

@@ -63,8 +63,8 @@ def train_step(
         autocast: bf16 on GPUs, None for full precision.
 
     Returns:
-        The step's scalars. Gradients that are not finite leave weights and optimiser state untouched; after DDP's
-        all-reduce they are equal on all workers, so that all workers skip together.
+        The step's scalars. Gradients that are not finite leave weights and optimiser state untouched; after
+        DDP's all-reduce they are equal on all workers, so that all workers skip together.
     """
     optimizer.zero_grad(set_to_none=True)
     with torch.autocast(batch.image.device.type, dtype=autocast, enabled=autocast is not None):

@@ -1,7 +1,7 @@
 """Validation on whole volumes: sliding window, arg-max, Dice per structure and case.
 
-Case j is predicted by worker j mod w. Structures that a case's source does not annotate are left out of its Dice;
-what the network predicts there counts neither for nor against it.
+Case j is predicted by worker j mod w. Structures that a case's source does not annotate are left out of its
+Dice; what the network predicts there counts neither for nor against it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class ValidationResult:
 
     Attributes:
         case_ids: one name a row.
-        dice: `(N, K)`, NaN where the structure is neither in the reference nor predicted, or is not annotated.
-        structures: K names, background first.
+        dice: `(N, K)`, NaN where the structure is neither in the reference nor predicted, or is not
+        annotated. structures: K names, background first.
     """
 
     case_ids: tuple[str, ...]
@@ -40,7 +40,9 @@ class ValidationResult:
     def per_structure(self) -> dict[str, float]:
         """Mean Dice over cases of every foreground structure that some case has."""
         means = {name: self.dice[:, k] for k, name in enumerate(self.structures) if k > 0}
-        return {name: float(np.nanmean(column)) for name, column in means.items() if not np.isnan(column).all()}
+        return {
+            name: float(np.nanmean(column)) for name, column in means.items() if not np.isnan(column).all()
+        }
 
     @property
     def mean_foreground(self) -> float:
@@ -55,7 +57,11 @@ class ValidationResult:
                       for name, v in zip(self.structures[1:], row[1:], strict=True)}
             for case_id, row in zip(self.case_ids, self.dice, strict=True)
         }  # fmt: skip
-        return {"mean_foreground_dice": self.mean_foreground, "per_structure": self.per_structure, "cases": cases}
+        return {
+            "mean_foreground_dice": self.mean_foreground,
+            "per_structure": self.per_structure,
+            "cases": cases,
+        }
 
 
 def predict_case(
@@ -65,7 +71,8 @@ def predict_case(
     """Image, reference and predicted labels of one stored case.
 
     Returns:
-        image `(C, D, H, W)` as stored, reference `(D, H, W)` and prediction `(D, H, W)` as integer tensors on CPU.
+        image `(C, D, H, W)` as stored, reference `(D, H, W)` and prediction `(D, H, W)` as integer tensors
+        on CPU.
     """
     image, label = store.read_patch(row, (0, 0, 0), store.record(row).shape)
     if label is None:
@@ -105,7 +112,9 @@ def validate(
     model.eval()
     try:
         for done, position in enumerate(range(world.rank, len(rows), world.size), start=1):
-            _, reference, prediction = predict_case(model, store, rows[position], window, world.device, autocast)
+            _, reference, prediction = predict_case(
+                model, store, rows[position], window, world.device, autocast
+            )
             ignored = reference < 0
             found = dice_counts(reference[~ignored], prediction[~ignored], len(structures))
             counts[position] = torch.stack([found.intersection, found.reference, found.prediction])
