@@ -101,10 +101,10 @@ class Result(_Model):
 
 
 class Checks(_Model):
-    """How the evidence was looked at. `seed` lets anybody who has the answers draw the same sample again."""
+    """How the evidence was looked at. `nonce` lets anybody who has the answers draw the sample again."""
 
     commitment: Sha256
-    seed: Sha256
+    nonce: Sha256
     share: Annotated[str, StringConstraints(pattern=r"^(0\.[0-9]{2}|1\.00)$")]
     population: Annotated[int, Field(ge=0)]
     gates: Annotated[int, Field(ge=0)]

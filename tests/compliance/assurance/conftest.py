@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,8 +16,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedvox_compliance import __version__
+from fedvox_compliance.assessment import Answer, Entry, Evidence
 from fedvox_compliance.attestation import issue, verify_attestation
 from fedvox_compliance.catalogue import Catalogue, load_catalogue
+from fedvox_compliance.evidence import copy_into_folder
 from fedvox_compliance.keys import SigningKey, node_key_fingerprint
 from fedvox_compliance.statement import (
     AnswersRef,
@@ -27,6 +31,7 @@ from fedvox_compliance.statement import (
     Result,
 )
 from fedvox_compliance.trust import Role, TrustedKey, TrustStore
+from fedvox_compliance.workspace import Workspace
 
 NOW = dt.datetime(2026, 11, 24, 8, 0, tzinfo=dt.UTC)
 DAY = dt.timedelta(days=1)
@@ -76,7 +81,7 @@ class Federation:
             ),
             checks=Checks(
                 commitment="e3" * 32,
-                seed="f4" * 32,
+                nonce="f4" * 32,
                 share="0.10",
                 population=220,
                 gates=19,
@@ -131,6 +136,35 @@ def trusted(signer: SigningKey, name: str, *roles: Role, **changes: Any) -> Trus
     return TrustedKey(**fields)
 
 
+def fill(space: Workspace, *, author: str, documents: bool = True) -> None:
+    """Answer every control with yes, each on one shared document if wanted, in one transaction."""
+    day = NOW.date()
+    source = space.folder.parent / f"{space.folder.name}-policy.txt"
+    source.write_text("Information security policy, signed and dated.\n")
+    path, digest = copy_into_folder(space.folder, source)
+    shown = (Evidence(path=path, sha256=digest, title="Policy", effective=day),) if documents else ()
+    entry = Entry(answer=Answer.YES, author=author, answered_on=day, maturity=3, evidence=shown)
+    space.apply(dict.fromkeys(space.catalogue.controls, entry), action="import", author=author)
+    for question in space.catalogue.scope_questions:
+        space.state_scope(question, True, author=author)
+
+
+@pytest.fixture(scope="session")
+def _documented_clinic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clinic") / "nordstadt"
+    space = Workspace.create(folder, clinic="Klinikum Nordstadt", author="A. Meyer", clock=lambda: NOW)
+    fill(space, author="A. Meyer")
+    return folder
+
+
+@pytest.fixture
+def clinic(_documented_clinic: Path, tmp_path: Path) -> Path:
+    """A folder in which everything is answered yes, on one document, by one person."""
+    folder = tmp_path / "nordstadt"
+    shutil.copytree(_documented_clinic, folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def catalogue() -> Catalogue:
     return load_catalogue("combined")
@@ -155,6 +189,11 @@ def federation(catalogue: Catalogue) -> Federation:
 
 @pytest.fixture(scope="session")
 def make() -> SimpleNamespace:
-    """Builders for tests: `make.key(n)`, `make.node_pem(n)`, `make.trusted(...)`."""
-    builders: dict[str, Callable[..., Any]] = {"key": key, "node_pem": node_pem, "trusted": trusted}
+    """Builders for tests: `make.key(n)`, `make.node_pem(n)`, `make.trusted(...)`, `make.fill(...)`."""
+    builders: dict[str, Callable[..., Any]] = {
+        "key": key,
+        "node_pem": node_pem,
+        "trusted": trusted,
+        "fill": fill,
+    }
     return SimpleNamespace(**builders, now=NOW, day=DAY)
