@@ -101,6 +101,11 @@ def describe_broken(broken: Broken, language: str = "en") -> str:
     return load_messages(language)(f"rule.{broken.rule}", control=broken.control, **broken.details)
 
 
+def read_texts(name: str) -> Mapping[str, str]:
+    """The texts of one message file, by dotted key."""
+    return _flatten(_read(name))
+
+
 def _read(name: str) -> dict[str, Any]:
     text = (
         resources.files("fedvox_compliance").joinpath("messages", f"{name}.yaml").read_text(encoding="utf-8")
