@@ -1,4 +1,4 @@
-"""DICOM series written with pydicom: order, geometry and units against what was written, and every refusal."""
+"""DICOM series written with pydicom: order, geometry and units against what was written; every refusal."""
 
 from __future__ import annotations
 
