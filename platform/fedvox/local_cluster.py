@@ -66,6 +66,8 @@ def local_cluster(
     ]  # fmt: skip
     output = (folder / "start.log").open("wb")
     inherited = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
+    # A job's `python` is looked up on the node's PATH: it must be the interpreter that has the packages.
+    inherited["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{inherited.get('PATH', '')}"
     process = subprocess.Popen(
         command, env={**inherited, **QUIET, **(environment or {})}, stdin=subprocess.DEVNULL, stdout=output,
         stderr=subprocess.STDOUT, start_new_session=True,

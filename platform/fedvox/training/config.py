@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from fedvox.config import Config
+from fedvox.data.augment_config import AugmentConfig
 
 Size3 = tuple[int, int, int]
 
@@ -188,8 +189,7 @@ class PretrainConfig(Config):
     model: ModelSection = ModelSection()
     optimizer: OptimizerSection = OptimizerSection()
     loss: LossSection = LossSection()
-    augment: dict[str, Any] = Field(default_factory=dict)
-    """Fields of `fedvox.data.augment.AugmentConfig` that differ from nnU-Net's list."""
+    augment: AugmentConfig = AugmentConfig()
     validation: ValidationSection = ValidationSection()
     checkpoint: CheckpointSection = CheckpointSection()
     compute: ComputeSection = ComputeSection()

@@ -232,6 +232,7 @@ class _Loop:
 
     def finish(self) -> TrainResult:
         session, progress = self.session, self.session.progress
+        progress.damaged = session.world.merge(progress.damaged)
         if self.validated is None or progress.step % session.config.validation.every_steps:
             self.validate()
         if not self.everywhere(self.checkpoint(wait=True)):

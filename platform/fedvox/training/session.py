@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from fedvox.data.augment import AugmentConfig
 from fedvox.data.cache import CacheConfig
 from fedvox.data.loader import BatchStream, LoaderConfig
 from fedvox.data.sampler import SamplerConfig
@@ -92,7 +91,7 @@ class Session:
         return BatchStream(
             self.store,
             sampler_config(self.config),
-            AugmentConfig(**self.config.augment),
+            self.config.augment,
             LoaderConfig(
                 global_batch_size=self.config.global_batch_size,
                 threads=data.loader_threads,

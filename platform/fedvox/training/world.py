@@ -30,6 +30,14 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def merge(self, mine: dict[str, str]) -> dict[str, str]:
+        """The union of all workers' dictionaries; every worker must call it."""
+        if self.size == 1:
+            return dict(mine)
+        gathered: list[dict[str, str]] = [{} for _ in range(self.size)]
+        dist.all_gather_object(gathered, mine)
+        return {key: value for part in gathered for key, value in part.items()}
+
     def from_first(self, value: int) -> int:
         """The value that worker 0 gave; every worker must call it."""
         tensor = torch.tensor([value], dtype=torch.int64, device=self.device)
