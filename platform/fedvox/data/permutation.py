@@ -4,8 +4,8 @@ An epoch over a million cases needs a random order which every worker can look u
 any restart, without shuffling and holding a million numbers. A keyed Feistel network is a bijection by
 construction, whatever its round function; walking its cycles restricts it to exactly [0, n).
 
-The network works on pairs (left, right) of digits in base ⌈√n⌉, so that its domain exceeds n by at most 2√n + 1
-and walking is rare. (Halves of bits, the usual form, would waste up to three quarters of the domain.)
+The network works on pairs (left, right) of digits in base ⌈√n⌉, so that its domain exceeds n by at most
+2√n + 1 and walking is rare. (Halves of bits, the usual form, would waste up to three quarters of the domain.)
 """
 
 from __future__ import annotations

@@ -75,14 +75,6 @@ class SamplerConfig:
         )
 
 
-class Record(Protocol):
-    """What the sampler needs of a manifest row."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(D, H, W) in voxels."""
-
-
 class StoreView(Protocol):
     """What the sampler needs of a brick store; `fedvox.data.store.BrickStore` is one."""
 
@@ -90,16 +82,17 @@ class StoreView(Protocol):
     def sources(self) -> Array:
         """Source code of each row, `(N,)` integers."""
 
+    @property
+    def shapes(self) -> Array:
+        """Size of each row's volume, `(N, 3)` integers as (D, H, W)."""
+
     def __len__(self) -> int: ...
 
-    def record(self, row: int, /) -> Record:
-        """The manifest row."""
+    def annotated(self, i: int) -> Array:
+        """Structures that the source of row `i` annotates, `(K,)` bool."""
 
-    def annotated(self, row: int, /) -> Array:
-        """Structures that the case's source annotates, `(K,)` bool."""
-
-    def foreground(self, row: int, /) -> Mapping[int, Array]:
-        """Structure -> sample of its voxels, `(n, 3)` as (z, y, x)."""
+    def foreground(self, i: int) -> Mapping[int, Array]:
+        """Structure -> sample of its voxels in row `i`, `(n, 3)` as (z, y, x)."""
 
 
 class CounterSampler:
@@ -144,12 +137,14 @@ class CounterSampler:
         Args:
             index: of the sample in the run.
             attempt: 0 for the sample itself; 1, 2, … for what takes its place when the cases of the attempts
-                before are damaged: another case of the same source.
+                before are damaged: the other cases of the same source, from a random one on, then any others.
         """
         source, case = self._slot(index)
         first, cases = self._first_case[source], self._cases[source]
-        if attempt:
-            case = self._substitute(index, case, cases, attempt)
+        if 0 < attempt < cases:
+            case = self._other(index, case, cases, attempt)
+        elif attempt >= cases and self.epoch_size > 1:
+            return int(self._rows[self._other(index, first + case, self.epoch_size, attempt)])
         return int(self._rows[first + case])
 
     def source(self, index: int) -> int:
@@ -182,7 +177,7 @@ class CounterSampler:
         """
         patch = self.config.patch_size
         row = self.case(index, attempt=attempt)
-        room = [n - p for n, p in zip(self.store.record(row).shape, patch, strict=True)]
+        room = [n - p for n, p in zip(self.store.shapes[row].tolist(), patch, strict=True)]
         draws = uniforms(self.config.seed, index, Stream.LOCATION, 5, attempt=attempt).tolist()
         centre = self._centre(row, draws[3], draws[4]) if self.force_foreground(index) else None
         if centre is None:
@@ -206,10 +201,8 @@ class CounterSampler:
         order = KeyedPermutation.keyed(self._cases[source], seed=seed, index=turn, domain=domain)
         return source, order(place)
 
-    def _substitute(self, index: int, case: int, cases: int, attempt: int) -> int:
-        """Walks through the other cases of the source from a random one on: no attempt repeats another."""
-        if cases == 1:
-            return case
+    def _other(self, index: int, case: int, cases: int, attempt: int) -> int:
+        """Walks through all of [0, cases) but `case`, from a random one on."""
         offset = int(raw(self.config.seed, index, Stream.RETRY, 1)[0]) % (cases - 1)
         return (case + 1 + (offset + attempt - 1) % (cases - 1)) % cases
 
