@@ -58,7 +58,7 @@ class _Model(BaseModel):
 
 
 class Answer(StrEnum):
-    """What can be answered; `Control.na_allowed` and `alternative_allowed` say where two of them are refused."""
+    """What can be answered; `Control.na_allowed` and `alternative_allowed` restrict two of these."""
 
     YES = "yes"
     ALTERNATIVE = "alternative"

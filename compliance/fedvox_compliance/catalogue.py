@@ -89,7 +89,7 @@ class Control:
 
     @property
     def na_allowed(self) -> bool:
-        """Whether `not applicable` may be answered. (A scope statement is the other way to leave a control out.)
+        """Whether `not applicable` may be answered (a scope statement also leaves controls out).
 
         Only Annex A controls can be excluded by a justification; critical ones and gates never.
         """

@@ -83,11 +83,11 @@ COMMANDS = {
 class LazyCommands(TyperGroup):
     """A group that imports a command's module when the command is called, and not for its own help."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """The command names, in the order of the table."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         """Import the module that holds a command, and take it from there."""
         entry = COMMANDS.get(cmd_name)
         if entry is None:
@@ -108,7 +108,7 @@ class LazyCommands(TyperGroup):
             raise click.UsageError(f"There is no command {args[0]!r}.{hint}", ctx)
         return super().resolve_command(ctx, args)
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """List the commands by section, from the table alone."""
         for section in dict.fromkeys(c.section for c in COMMANDS.values()):
             with formatter.section(section):
@@ -159,7 +159,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stderr.write("\nStopped. What was answered is saved.\n")
         raise SystemExit(130) from None
     except BrokenPipeError:  # `| head` closed the pipe; that is no failure of ours
-        sys.stdout = None  # type: ignore[assignment]
         raise SystemExit(0) from None
     except Exception as error:
         if "--debug" in arguments:

@@ -30,8 +30,13 @@ class EvidenceState(StrEnum):
     MISSING = "missing"
 
 
-def copy_into_folder(folder: Path, file: Path) -> tuple[str, str]:
+def copy_into_folder(folder: Path, file: Path, *, keep_name: bool = False) -> tuple[str, str]:
     """Copy a document into the evidence folder, atomically.
+
+    Args:
+        folder: the assessment's folder.
+        file: the document.
+        keep_name: the name is one that this function gave already (a copy of the folder is being merged).
 
     Returns:
         Its path relative to `folder`, and its SHA-256.
@@ -50,7 +55,7 @@ def copy_into_folder(folder: Path, file: Path) -> tuple[str, str]:
                 target.flush()
                 os.fsync(target.fileno())
             digest = sha256_of_file(Path(temporary))
-            name = f"{digest[:12]}-{safe_name(file.name)}"
+            name = safe_name(file.name) if keep_name else f"{digest[:12]}-{safe_name(file.name)}"
             Path(temporary).replace(target_folder / name)
         finally:
             Path(temporary).unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import lru_cache
@@ -113,8 +113,16 @@ def score(
     )
 
 
+def blend(scores: Sequence[float]) -> float:
+    """Half the weakest framework, half the mean of all; 0 where no framework applies."""
+    if not scores:
+        return 0.0
+    mean = sum(scores) / len(scores)
+    return min(1.0, WEAKEST_SHARE * min(scores) + (1 - WEAKEST_SHARE) * mean)
+
+
 def tier_of(overall: float) -> int:
-    """The tier, 0 to 4, of an overall score: what a noise policy sees, so that one answer does not move it."""
+    """The tier, 0 to 4, of an overall score: what a noise policy sees, so that one answer hardly moves it."""
     return sum(overall > bound for bound in TIER_ABOVE)
 
 
@@ -253,20 +261,13 @@ def _gate_state(control: Control, judgements: Mapping[str, Judgement], assessmen
 
 def _overall(parts: Iterable[PartScore], gates: tuple[GateResult, ...]) -> tuple[Interval, float]:
     intervals = [p.interval for p in parts if p.interval is not None]
-    low, high = _blend([i.low for i in intervals]), _blend([i.high for i in intervals])
+    low, high = blend([i.low for i in intervals]), blend([i.high for i in intervals])
     uncapped = low
     if not all(g.passed for g in gates):
         low = min(low, GATE_CAP)
     if not all(g.passed or g.state is GateState.OPEN for g in gates):
         high = min(high, GATE_CAP)
     return Interval(low, max(low, high)), uncapped
-
-
-def _blend(scores: list[float]) -> float:
-    if not scores:
-        return 0.0
-    mean = sum(scores) / len(scores)
-    return min(1.0, WEAKEST_SHARE * min(scores) + (1 - WEAKEST_SHARE) * mean)
 
 
 def _is_eligible(catalogue: Catalogue, gates: tuple[GateResult, ...]) -> bool:

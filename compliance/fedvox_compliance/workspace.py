@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -164,17 +165,12 @@ class Workspace:
         """Record a scope statement.
 
         Raises:
-            AssessmentError: the profile has no such scope question.
+            AssessmentError: the profile has no such scope question, or the author is no name.
         """
-        if question_id not in self.catalogue.scope_questions:
-            raise AssessmentError(
-                f"there is no scope question {question_id!r}", "List them with `frameworks --scope`."
-            )
         said = _validated(
             lambda: ScopeAnswer(applies=applies, author=author, answered_on=self.today(), reason=reason)
         )
-        with self._changing():
-            self._record((scope_change(question_id, said),), by=author, action="scope")
+        self.apply({}, scope={question_id: said}, action="scope", author=author)
 
     def answer(
         self,
@@ -288,11 +284,18 @@ class Workspace:
         )
         return self._update(control_id, "verify", assessor, verification=finding)
 
-    def apply(self, entries: Mapping[str, Entry | None], *, action: str, author: str) -> None:
-        """Set or remove many entries in one transaction (imports, merges): all of them, or none.
+    def apply(
+        self,
+        entries: Mapping[str, Entry | None],
+        *,
+        action: str,
+        author: str,
+        scope: Mapping[str, ScopeAnswer] = MappingProxyType({}),
+    ) -> None:
+        """Set or remove many entries and scope statements in one transaction: all of them, or none.
 
         Raises:
-            AssessmentError: an entry breaks a rule; all are named.
+            AssessmentError: an entry breaks a rule, or a scope question is unknown; all are named.
         """
         broken = [
             b
@@ -300,10 +303,19 @@ class Workspace:
             for b in broken_rules(control_id, entry or Entry(), self.catalogue, self.today())
         ]
         _refuse(broken)
-        if entries:
+        for question_id in scope:
+            self._require_scope_question(question_id)
+        if entries or scope:
             with self._changing():
-                changes = tuple(entry_change(i, e) for i, e in entries.items())
-                self._record(changes, by=author, action=action)
+                changes = [scope_change(i, s) for i, s in scope.items()]
+                changes += [entry_change(i, e) for i, e in entries.items()]
+                self._record(tuple(changes), by=author, action=action)
+
+    def _require_scope_question(self, question_id: str) -> None:
+        if question_id not in self.catalogue.scope_questions:
+            raise AssessmentError(
+                f"this profile has no scope question {question_id!r}", "List them with `frameworks --scope`."
+            )
 
     def _claimed(self, control_id: str) -> Entry:
         entry = self.entry(control_id)
