@@ -19,7 +19,9 @@ def load_interface(language: str = "en") -> Messages:
     shared = load_messages(language)
     own = read_texts(f"interface.{language}")
     english = read_texts("interface.en")
-    return dataclasses.replace(shared, _texts={**own, **shared._texts}, _english={**english, **shared._english})
+    return dataclasses.replace(
+        shared, _texts={**own, **shared._texts}, _english={**english, **shared._english}
+    )
 
 
 def format_date(day: dt.date | None, language: str) -> str:
