@@ -43,7 +43,8 @@ def blur(rows: Tensor, sigma: Array) -> None:
     """
     source, target = rows, torch.empty_like(rows)
     for axis in range(3):
-        half = np.floor(3 * sigma[:, axis] + 0.25).astype(int)
+        # No wider than the axis: a single plane has nothing to be blurred with.
+        half = np.minimum(np.floor(3 * sigma[:, axis] + 0.25).astype(int), rows.shape[axis + 1] - 1)
         distance = np.arange(half.max() + 1)
         taps = np.exp(-0.5 * (distance / sigma[:, axis, None]) ** 2) * (distance <= half[:, None])
         taps /= 2 * taps.sum(1, keepdims=True) - taps[:, :1]
@@ -118,7 +119,7 @@ def _convolve(source: Tensor, target: Tensor, taps: Array, axis: int) -> None:
     size = source.shape[axis]
     weights = torch.as_tensor(taps, dtype=source.dtype, device=source.device)[..., None, None, None]
     torch.mul(source, weights[:, 0], out=target)
-    for j in range(1, min(taps.shape[1], size)):  # an axis of one voxel has nothing to be blurred with
+    for j in range(1, taps.shape[1]):
         weight = weights[:, j]
         target.narrow(axis, j, size - j).addcmul_(source.narrow(axis, 0, size - j), weight)
         target.narrow(axis, 0, size - j).addcmul_(source.narrow(axis, j, size - j), weight)
