@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from fedvox_compliance import __version__
+from fedvox_compliance.gaps import Step
 from fedvox_compliance.report.view import ControlRow, ReportView
 from fedvox_compliance.score_json import report_to_dict
 
@@ -31,15 +32,18 @@ def json_document(view: ReportView) -> dict[str, Any]:
         },
         "score": report_to_dict(view.report, explain=True),
         "questions": [_question(row) for row in view.rows],
-        "plan": [
-            {
-                "control": g.control,
-                "framework": g.framework,
-                "gain": round(g.score.lost, 6),
-                "effort_days": int(g.effort),
-            }
-            for g in view.plan
-        ],
+        "plan": [_step(row.step) for row in view.plan],
+    }
+
+
+def _step(step: Step) -> dict[str, Any]:
+    return {
+        "control": step.control,
+        "action": step.action.value,
+        "effort_days": step.effort_days,
+        "gain": round(step.gain, 6),
+        "score_after": round(step.score_after, 6),
+        "gate": step.gate.value if step.gate else None,
     }
 
 

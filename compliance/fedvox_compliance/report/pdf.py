@@ -140,12 +140,12 @@ class _Page:
         story = [self.text(say("report.plan"), "h2")]
         if not view.plan:
             return [*story, self.text(say("report.plan_empty"))]
-        head = [say("column.control"), say("column.framework"), say("column.gain"), say("column.effort")]
-        cells = [[f"{g.control} {g.title}", g.framework, g.gain, g.effort] for g in view.plan]
+        head = [say(f"column.{name}") for name in ("control", "action", "effort", "gain", "after")]
+        cells = [[f"{g.control} {g.title}", g.action, g.effort, g.gain, g.after] for g in view.plan]
         return [
             *story,
             self.text(say("report.plan_intro")),
-            self.table([head, *cells], [0.54, 0.2, 0.12, 0.14]),
+            self.table([head, *cells], [0.4, 0.26, 0.12, 0.11, 0.11]),
         ]
 
     def questions(self, view: ReportView) -> list[Any]:

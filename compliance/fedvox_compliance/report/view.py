@@ -14,6 +14,7 @@ from fedvox_compliance import __version__
 from fedvox_compliance.assessment import Assessment, Entry, Evidence
 from fedvox_compliance.catalogue import Catalogue, Control
 from fedvox_compliance.evidence import EvidenceState, state_of
+from fedvox_compliance.gaps import Step, plan
 from fedvox_compliance.interface import format_date, format_number, load_interface
 from fedvox_compliance.judgement import Status
 from fedvox_compliance.messages import Messages
@@ -47,15 +48,16 @@ class GateRow:
 
 
 @dataclass(frozen=True)
-class GainRow:
+class StepRow:
     """One line of the plan."""
 
     control: str
     title: str
-    framework: str
+    action: str
     gain: str
     effort: str
-    score: ControlScore
+    after: str
+    step: Step
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class ReportView:
     frameworks: tuple[PartRow, ...]
     themes: tuple[PartRow, ...]
     gates: tuple[GateRow, ...]
-    plan: tuple[GainRow, ...]
+    plan: tuple[StepRow, ...]
     expired: tuple[ControlRow, ...]
     excluded: tuple[ControlRow, ...]
     sections: tuple[Section, ...]
@@ -244,17 +246,16 @@ class _Words:
                 applies=gate.state is not GateState.OUT_OF_SCOPE,
             )
 
-    def plan(self, length: int) -> Iterable[GainRow]:
-        scored = [(c, self.catalogue.controls[c.control]) for c in self.report.controls if c.lost > 1e-9]
-        ranked = sorted(scored, key=lambda item: -item[0].lost / item[1].effort)
-        for score, control in ranked[:length]:
-            yield GainRow(
-                control.id,
-                self.say.title(control),
-                control.framework,
-                f"+{self.number(score.lost)}",
-                str(control.effort),
-                score,
+    def plan(self, length: int) -> Iterable[StepRow]:
+        for step in plan(self.report, self.catalogue, limit=length):
+            yield StepRow(
+                control=step.control,
+                title=self.say.title(self.catalogue.controls[step.control]),
+                action=self.say(f"gap.{step.action.value}"),
+                gain=f"+{format_number(step.gain, self.say.language, 3)}",
+                effort=format_number(step.effort_days, self.say.language, 1),
+                after=self.number(step.score_after),
+                step=step,
             )
 
     def sections(self, rows: Iterable[ControlRow]) -> Iterable[Section]:

@@ -150,7 +150,7 @@ def fill(space: Workspace, *, author: str, documents: bool = True) -> None:
 
 
 @pytest.fixture(scope="session")
-def _documented_clinic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def documented_clinic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clinic") / "nordstadt"
     space = Workspace.create(folder, clinic="Klinikum Nordstadt", author="A. Meyer", clock=lambda: NOW)
     fill(space, author="A. Meyer")
@@ -158,10 +158,10 @@ def _documented_clinic(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def clinic(_documented_clinic: Path, tmp_path: Path) -> Path:
+def clinic(documented_clinic: Path, tmp_path: Path) -> Path:
     """A folder in which everything is answered yes, on one document, by one person."""
     folder = tmp_path / "nordstadt"
-    shutil.copytree(_documented_clinic, folder)
+    shutil.copytree(documented_clinic, folder)
     return folder
 
 
