@@ -126,6 +126,15 @@ class Framework:
     sha256: str
 
 
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """A change of a framework that is off unless named. `status` says whether it is law (`in force`, `proposed`)."""
+
+    id: str
+    title: str
+    status: str
+
+
 @dataclass(frozen=True, eq=False)  # one object a profile, see load_catalogue; hashed by identity for caches
 class Catalogue:
     """All controls of one profile, in order.
@@ -193,9 +202,11 @@ def list_profiles() -> Mapping[str, tuple[str, ...]]:
     return MappingProxyType({k: tuple(v) for k, v in _index()["profiles"].items()})
 
 
-def list_overlays() -> tuple[str, ...]:
-    """The overlays that can be switched on."""
-    return tuple(_index()["overlays"])
+def list_overlays() -> Mapping[str, Overlay]:
+    """The overlays that can be switched on, by id."""
+    return MappingProxyType(
+        {i: Overlay(i, raw["title"], raw["status"]) for i, raw in _index()["overlays"].items()}
+    )
 
 
 @lru_cache(maxsize=32)

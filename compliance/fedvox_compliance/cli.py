@@ -70,13 +70,13 @@ COMMANDS = {
     "diff": _Command("cli_report", "Reporting", "Compare an assessment on two dates, or two assessments."),
     "serve": _Command("cli_web", "Reporting", "Answer in a web form on this computer."),
     "keygen": _Command("cli_assurance", "Attesting", "Make an assessor's signing key."),
-    "sample": _Command(
-        "cli_assurance", "Attesting", "Draw the sample of evidence that an assessor looks at."
+    "assess": _Command(
+        "cli_assurance", "Attesting", "Draw a sample, look at the evidence, record what was found."
     ),
-    "finding": _Command("cli_assurance", "Attesting", "Record what an assessor found."),
     "sign": _Command("cli_assurance", "Attesting", "Recompute the score and sign an attestation."),
     "verify": _Command("cli_assurance", "Attesting", "Verify an attestation against a trust store."),
     "trust": _Command("cli_assurance", "Attesting", "Manage the assessors' keys that are trusted."),
+    "revoke": _Command("cli_assurance", "Attesting", "Withdraw one attestation by its serial."),
 }
 
 

@@ -6,15 +6,17 @@ overwrite another nor leave the folder.
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import os
 import re
 import shutil
 import tempfile
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from fedvox_compliance.assessment import Evidence
+from fedvox_compliance.assessment import Assessment, Evidence
 from fedvox_compliance.errors import EvidenceError
 from fedvox_compliance.files import EVIDENCE_FOLDER, sync_folder
 
@@ -86,6 +88,49 @@ def state_of(document: Evidence, folder: Path) -> EvidenceState:
     if not path.is_relative_to(folder.resolve()) or not path.is_file():
         return EvidenceState.MISSING
     return EvidenceState.UNCHANGED if sha256_of_file(path) == document.sha256 else EvidenceState.CHANGED
+
+
+@dataclass(frozen=True)
+class DocumentUse:
+    """One document and all that it is attached to.
+
+    Attributes:
+        last_day: the latest on which it counts in full for one of its controls.
+    """
+
+    sha256: str
+    path: str
+    state: EvidenceState
+    last_day: dt.date
+    controls: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, object]:
+        """As JSON values."""
+        return {
+            "sha256": self.sha256,
+            "path": self.path,
+            "state": self.state.value,
+            "last_day": self.last_day.isoformat(),
+            "controls": list(self.controls),
+        }
+
+
+def inventory(assessment: Assessment, folder: Path) -> tuple[DocumentUse, ...]:
+    """All documents of an assessment, each once, by path."""
+    uses: dict[tuple[str, str], list[tuple[str, Evidence]]] = {}
+    for control_id, entry in assessment.entries.items():
+        for document in entry.evidence:
+            uses.setdefault((document.path, document.sha256), []).append((control_id, document))
+    return tuple(
+        DocumentUse(
+            sha256=digest,
+            path=path,
+            state=state_of(found[0][1], folder),
+            last_day=max(d.last_day for _, d in found),
+            controls=tuple(i for i, _ in found),
+        )
+        for (path, digest), found in sorted(uses.items())
+    )
 
 
 def _require_document(file: Path) -> None:

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from fedvox_compliance.assessment import Assessment, Entry, Evidence, ScopeAnswer
 from fedvox_compliance.catalogue import Catalogue
-from fedvox_compliance.errors import AssessmentError
+from fedvox_compliance.errors import AssessmentError, UsageError
 from fedvox_compliance.evidence import copy_into_folder
 from fedvox_compliance.files import read_limited
 from fedvox_compliance.merge import Merged, MergeReport, Side, copy_documents, merge_items
@@ -96,6 +96,37 @@ def read_sheet(path: Path) -> Sheet:
 
         return parse_csv(data, source=str(path))
     raise AssessmentError(f"{path}: neither YAML nor CSV by its ending", "Use .yaml or .csv.")
+
+
+def export_text(
+    assessment: Assessment,
+    catalogue: Catalogue,
+    file: Path,
+    *,
+    only: Collection[str] | None = None,
+    language: str = "en",
+    delimiter: str = ",",
+    force: bool = False,
+) -> bytes:
+    """What an export to `file` shall hold; its ending decides between YAML and CSV, `-` stands for YAML.
+
+    Raises:
+        UsageError: another ending or delimiter, or the file exists and `force` was not given.
+    """
+    if str(file) != "-" and file.exists() and not force:
+        raise UsageError(f"{file}: exists already", "Choose another name, or give --force.")
+    if delimiter not in (",", ";", "\t"):
+        raise UsageError(f"the delimiter is {delimiter!r}", "Give a comma or a semicolon.")
+    if str(file) == "-" or file.suffix.lower() in (".yaml", ".yml"):
+        from fedvox_compliance.exchange_yaml import write_yaml
+
+        return write_yaml(assessment, catalogue, only=only, language=language).encode("utf-8")
+    if file.suffix.lower() == ".csv":
+        from fedvox_compliance.exchange_csv import write_csv
+
+        text = write_csv(assessment, catalogue, only=only, language=language, delimiter=delimiter)
+        return text.encode("utf-8-sig")  # without the mark, Excel takes it for Windows-1252
+    raise UsageError(f"{file}: neither YAML nor CSV by its ending", "Use .yaml or .csv.")
 
 
 def import_sheet(

@@ -40,7 +40,7 @@ def report_to_dict(report: ScoreReport, *, explain: bool) -> dict[str, Any]:
         "themes": {name: _part(part) for name, part in report.themes.items()},
     }
     if explain:
-        found["controls"] = [_control(c) for c in report.controls]
+        found["controls"] = [control_score_to_dict(c) for c in report.controls]
     return found
 
 
@@ -61,7 +61,8 @@ def _part(part: PartScore) -> dict[str, Any]:
     }
 
 
-def _control(control: ControlScore) -> dict[str, Any]:
+def control_score_to_dict(control: ControlScore) -> dict[str, Any]:
+    """One control's part in the score as JSON values."""
     return {
         "id": control.control,
         "framework": control.framework,

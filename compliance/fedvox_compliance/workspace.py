@@ -258,11 +258,24 @@ class Workspace:
         Raises:
             AssessmentError: there is nothing to confirm, or the name is the author's.
         """
-        entry = self._claimed(control_id)
-        second = _validated(
-            lambda: SecondPerson(name=name, date=self.today(), claim=claim_sha256(control_id, entry))
-        )
-        return self._update(control_id, "confirm", name, second_person=second)
+        self.confirm_all((control_id,), name=name)
+        return self.entry(control_id)
+
+    def confirm_all(self, control_ids: Iterable[str], *, name: str) -> None:
+        """Confirm several answers in one transaction: all of them, or none.
+
+        Raises:
+            AssessmentError: see `confirm`; every control concerned is named.
+        """
+        today = self.today()
+
+        def confirmed(control_id: str) -> Entry:
+            entry = self._claimed(control_id)
+            claim = claim_sha256(control_id, entry)
+            second = _validated(lambda: SecondPerson(name=name, date=today, claim=claim))
+            return _changed(entry, second_person=second)
+
+        self.apply({i: confirmed(i) for i in control_ids}, action="confirm", author=name)
 
     def verify(
         self, control_id: str, *, assessor: str, result: Verdict = Verdict.CONFIRMED, note: str = ""
@@ -310,6 +323,11 @@ class Workspace:
                 changes = [scope_change(i, s) for i, s in scope.items()]
                 changes += [entry_change(i, e) for i, e in entries.items()]
                 self._record(tuple(changes), by=author, action=action)
+
+    def record(self, changes: tuple[Change, ...], *, action: str, author: str) -> None:
+        """Write changes that were made elsewhere (an upgrade) as one transaction, unchecked by the rules."""
+        with self._changing():
+            self._record(changes, by=author, action=action)
 
     def _require_scope_question(self, question_id: str) -> None:
         if question_id not in self.catalogue.scope_questions:
