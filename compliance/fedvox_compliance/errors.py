@@ -5,6 +5,7 @@
     │   ├── CatalogueError      a framework file, a profile or an overlay
     │   ├── AssessmentError     an assessment, an answer or an imported sheet
     │   └── EvidenceError       an evidence file
+    ├── ConflictError           somebody else changed the same thing meanwhile; 1
     ├── IncompleteError         questions are still open; 3
     ├── BelowThresholdError     the score is below what was asked for; 4
     ├── GateError               an eligibility gate is not passed; 5
@@ -54,6 +55,10 @@ class AssessmentError(UsageError):
 
 class EvidenceError(UsageError):
     """An evidence file is missing, outside the assessment's folder, or not a file."""
+
+
+class ConflictError(ComplianceError):
+    """Somebody else changed the same thing in the meantime; nothing was written."""
 
 
 class IncompleteError(ComplianceError):

@@ -33,7 +33,7 @@ from fedvox_compliance.assessment import (
     claim_sha256,
 )
 from fedvox_compliance.catalogue import Catalogue, load_catalogue
-from fedvox_compliance.errors import AssessmentError, UsageError
+from fedvox_compliance.errors import AssessmentError, ConflictError, UsageError
 from fedvox_compliance.evidence import copy_into_folder
 from fedvox_compliance.files import ASSESSMENT_FILE, HISTORY_FILE, describe_problems, save_assessment
 from fedvox_compliance.history import (
@@ -309,6 +309,7 @@ class Workspace:
 
         Raises:
             AssessmentError: an entry breaks a rule, or a scope question is unknown; all are named.
+            ConflictError: another program changed one of these entries since this one read it.
         """
         broken = [
             b
@@ -319,7 +320,9 @@ class Workspace:
         for question_id in scope:
             self._require_scope_question(question_id)
         if entries or scope:
+            seen = {i: self._assessment.entries.get(i) for i in entries}
             with self._changing():
+                self._refuse_conflicts(seen)
                 changes = [scope_change(i, s) for i, s in scope.items()]
                 changes += [entry_change(i, e) for i, e in entries.items()]
                 self._record(tuple(changes), by=author, action=action)
@@ -333,6 +336,15 @@ class Workspace:
         if question_id not in self.catalogue.scope_questions:
             raise AssessmentError(
                 f"this profile has no scope question {question_id!r}", "List them with `frameworks --scope`."
+            )
+
+    def _refuse_conflicts(self, seen: Mapping[str, Entry | None]) -> None:
+        """The new entries were made from the old ones; if those are no longer there, writing would undo somebody."""
+        moved = [i for i, entry in seen.items() if self._assessment.entries.get(i) != entry]
+        if moved:
+            raise ConflictError(
+                f"{', '.join(moved[:8])}: changed by another program in the meantime",
+                "Nothing was written. Look at the present answer, then try again.",
             )
 
     def _claimed(self, control_id: str) -> Entry:
