@@ -27,7 +27,7 @@ from fedvox.models.memory_layout import apply, has_fast_path, to_fast_layout
 
 # oneDNN's depthwise weight gradient takes kernels of any height but of at most this width.
 _WIDEST_KERNEL = 3
-_VOXELS_PER_SUM = 1 << 16
+_VOXELS_PER_SUM = 1 << 14
 
 
 class DepthwiseConv3d(nn.Conv3d):
@@ -75,8 +75,6 @@ class DepthwiseConvTranspose3d(nn.ConvTranspose3d):
 class _Depthwise(torch.autograd.Function):
     """`conv3d` with one filter a channel; its gradients by the functions below."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Triple, padding: Triple) -> Tensor:
         return F.conv3d(x, weight, bias, stride, padding, 1, weight.shape[0])
@@ -103,8 +101,6 @@ class _Depthwise(torch.autograd.Function):
 
 class _DepthwiseTransposed(torch.autograd.Function):
     """`conv_transpose3d` with one filter a channel: `_Depthwise` read backwards."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Triple, padding: Triple) -> Tensor:
@@ -160,9 +156,13 @@ def _weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, stride: Triple, pa
     parts = []
     for first in range(0, width, _WIDEST_KERNEL):
         taps = weight[..., first : first + _WIDEST_KERNEL]
-        reads = (grad.shape[4] - 1) * stride[2] + taps.shape[4]
-        start = first - padding[2]
-        columns = F.pad(x, (-start, start + reads - x.shape[4]))
+        begin = first - padding[2]
+        end = begin + (grad.shape[4] - 1) * stride[2] + taps.shape[4]
+        inside = x[..., max(0, begin) : max(0, end)]
+        if inside.shape[4] == 0:  # these taps only ever read padding
+            parts.append(torch.zeros_like(taps))
+            continue
+        columns = F.pad(inside, (max(0, -begin), max(0, end - x.shape[4])))
         parts.append(_planes(to_fast_layout(columns), grad, taps, stride, (padding[0], padding[1], 0)))
     return torch.cat(parts, dim=4)
 

@@ -15,18 +15,25 @@ from torch import Tensor
 
 def has_fast_path(x: Tensor) -> bool:
     """Whether `x` (B, C, D, H, W) is a float32 CPU tensor in channels-last memory, in eager mode."""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling():
+    if not _is_plain_cpu_tensor(x) or x.dtype != torch.float32 or torch.compiler.is_compiling():
         return False
     _, channels, depth, height, width = x.shape
-    strides = (depth * height * width * channels, 1, height * width * channels, width * channels, channels)
-    # By strides and not by is_contiguous(memory_format=...), which vmap refuses.
-    in_channels_last = channels > 1 and x.stride()[1:] == strides[1:]
+    strides = (1, height * width * channels, width * channels, channels)
+    # By strides and not by is_contiguous(memory_format=...), which is true of any layout of a single channel.
+    # The stride of a dimension with a single entry is arbitrary.
+    wanted = zip(x.shape[1:], x.stride()[1:], strides, strict=True)
+    in_channels_last = channels > 1 and all(n == 1 or step == expected for n, step, expected in wanted)
     return in_channels_last and not torch.is_autocast_enabled("cpu")
 
 
 def to_fast_layout(x: Tensor) -> Tensor:
     """Channels-last memory for a CPU tensor (B, C, D, H, W); a tensor of another device as it is."""
-    return x.contiguous(memory_format=torch.channels_last_3d) if x.device.type == "cpu" else x
+    return x.contiguous(memory_format=torch.channels_last_3d) if _is_plain_cpu_tensor(x) else x
+
+
+def _is_plain_cpu_tensor(x: Tensor) -> bool:
+    """False inside `torch.vmap` and `torch.func.grad` (Opacus uses them), which know no memory formats."""
+    return x.device.type == "cpu" and not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def rows(x: Tensor) -> Tensor:

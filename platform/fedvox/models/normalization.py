@@ -81,8 +81,6 @@ class GlobalResponseNorm(nn.Module):
 class _InstanceNorm(torch.autograd.Function):
     """Instance normalisation in channels-last memory. Returns the output, and per sample mean and 1/std (B, C)."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         voxels = rows(x)
@@ -116,8 +114,6 @@ class _InstanceNorm(torch.autograd.Function):
 
 class _Grn(torch.autograd.Function):
     """GRN in channels-last memory. Returns the output, and per sample the energy G (B, C)."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, gamma: Tensor, beta: Tensor, reduce: Reduce, eps: float) -> tuple[Tensor, Tensor]:

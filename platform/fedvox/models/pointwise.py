@@ -64,8 +64,6 @@ class PointwiseConvTranspose3d(nn.ConvTranspose3d):
 class _Sample(torch.autograd.Function):
     """Every stride-th voxel."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor, stride: Triple) -> Tensor:
         return _grid(x, stride).contiguous(memory_format=torch.channels_last_3d)
@@ -82,8 +80,6 @@ class _Sample(torch.autograd.Function):
 
 class _Spread(torch.autograd.Function):
     """Voxels at a distance of stride, zeros between them, plus a bias everywhere."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, bias: Tensor, stride: Triple) -> Tensor:
