@@ -38,6 +38,8 @@ __all__ = ["Batch", "BatchStream", "LoaderConfig", "normalize", "replay"]
 
 Array = np.ndarray[Any, Any]
 
+_LOOK_UP_S = 0.5
+
 
 @dataclass(frozen=True)
 class LoaderConfig:
@@ -147,7 +149,8 @@ class BatchStream:
         self._workers = Workers(loader.threads) if loader.threads else None
         self._closed = False
         if self._workers is not None:  # a stream that is dropped must not leave its threads behind
-            weakref.finalize(self, self._workers.close, 0.0)
+            weakref.finalize(self, self._workers.stop)
+            self._prefetch(loader.prefetch_batches)
 
     def __iter__(self) -> Self:
         return self
@@ -158,7 +161,9 @@ class BatchStream:
         if pending is None:
             self.close()
             raise StopIteration
-        pending.done.wait()
+        while not pending.done.wait(_LOOK_UP_S):
+            if self._closed:  # by another thread, such as a signal handler's
+                raise StopIteration
         if pending.error is not None:
             self.close()
             raise pending.error

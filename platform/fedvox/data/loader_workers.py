@@ -42,16 +42,15 @@ class Workers:
         """Queues a job, which must not raise."""
         self._jobs.put(job)
 
-    @property
-    def stopping(self) -> bool:
-        """Whether `close` has been called: long jobs look, and return early."""
-        return self._stopping.is_set()
-
-    def close(self, timeout_s: float) -> None:
-        """Drops queued jobs and waits for the running ones; those which take longer end by themselves later."""
+    def stop(self) -> None:
+        """Drops queued jobs and lets each thread end after its running one; does not wait for that."""
         self._stopping.set()
         for _ in self._threads:
             self._jobs.put(None)
+
+    def close(self, timeout_s: float) -> None:
+        """Stops, and waits for the running jobs; threads whose job takes longer end by themselves later."""
+        self.stop()
         deadline = time.monotonic() + timeout_s
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
