@@ -52,17 +52,18 @@ def demo(
 
 def prepare(store: Path, *, fresh: bool) -> None:
     """Writes the embedded data set as a nnU-Net raw folder and ingests it, unless that was done before."""
-    from fedvox.data.demo import write_demo_dataset  # numpy, nibabel
-    from fedvox.data.ingest import IngestConfig, ingest
+    from fedvox.data.demo import write_demo  # numpy, nibabel
+    from fedvox.data.ingest import ingest
+    from fedvox.data.ingest_config import IngestConfig, SourceConfig
 
     if (store / "manifest.parquet").is_file() and not fresh:
         print(f"data: {store} is there already", file=sys.stderr)
         return
     raw = Path(expand("$FEDVOX_HOME/raw"))
     print(f"data: writing the MNI152 brain and its simulated acquisitions to {raw}", file=sys.stderr)
-    dataset = write_demo_dataset(raw)
+    dataset = write_demo(raw)
     print(f"data: ingesting {dataset} into {store}", file=sys.stderr)
-    ingest(IngestConfig(sources=(str(dataset),), store=str(store), workers=0))
+    ingest(IngestConfig(sources=(SourceConfig(path=str(dataset)),), output=str(store), workers=0))
 
 
 def train(root: Path, overrides: list[str]) -> tuple[int, Path]:

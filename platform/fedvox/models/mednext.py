@@ -16,6 +16,7 @@ Sources: MedNeXt, MICCAI 2023 (arXiv:2303.09975) and its code; MedNeXt-v2 (arXiv
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -257,7 +258,7 @@ class MedNeXt(Backbone):
     @property
     def divisor(self) -> Triple:
         """The product of all strides, per axis (D, H, W)."""
-        d, h, w = (torch.tensor(self.config.strides).prod(0)).tolist()
+        d, h, w = (math.prod(axis) for axis in zip(*self.config.strides, strict=True))
         return (d, h, w)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:

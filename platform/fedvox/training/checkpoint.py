@@ -22,7 +22,7 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +94,6 @@ class CheckpointStore:
         writer: this worker.
         keep: committed checkpoints to keep; older ones are deleted by worker 0.
         commit_timeout_s: how long worker 0 waits for the other workers' shards.
-        on_commit: called on worker 0 in the background thread with the committed folder.
     """
 
     def __init__(
@@ -104,13 +103,11 @@ class CheckpointStore:
         *,
         keep: int = 3,
         commit_timeout_s: float = 600.0,
-        on_commit: Callable[[int, Location], None] | None = None,
     ) -> None:
         self.root = root
         self.writer = writer
         self.keep = keep
         self.commit_timeout_s = commit_timeout_s
-        self.on_commit = on_commit
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[bool] | None = None
         self._closing = threading.Event()
@@ -169,8 +166,6 @@ class CheckpointStore:
         commit = {"schema": SCHEMA, "step": step, "shards": shards, "meta": meta}
         storage.write_atomic(folder.child(COMMIT), json.dumps(commit, indent=1).encode())
         self._prune()
-        if self.on_commit is not None:
-            self.on_commit(step, folder)
 
     def _await_shard(self, sidecar: Location, step: int) -> Any:
         deadline = time.monotonic() + self.commit_timeout_s

@@ -1,9 +1,8 @@
 """What a run will cost, before it is started: `--dry-run`.
 
 Parameters, activations and floating-point operations are counted, not guessed: the network runs forward and
-backward once on the meta device, where tensors have shapes but no memory. Hours follow from the published
-peak throughput of the hardware and an assumed share of it that a 3D convolutional network reaches, which is
-stated beside the result.
+backward once on the meta device, where tensors have shapes but no memory. Hours follow from a published
+training time of MedNeXt, scaled to other hardware; the throughput assumed is stated beside the result.
 """
 
 from __future__ import annotations
@@ -17,12 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedvox.errors import ConfigError, StorageError
-from fedvox.training.config import DataSection, PretrainConfig
+from fedvox import storage
+from fedvox.errors import ConfigError, DataError, StorageError
+from fedvox.training.config import DataSection, PretrainConfig, expand
 from fedvox.training.run_directory import RunDirectory
 from fedvox.training.session import new_network, open_data
 
 GIB = 2**30
+
+CPU_CORE_TFLOP_PER_S = 0.03
+"""Measured with `mednext-v2-tiny` on two cores of a server CPU with AVX-512: see docs/pretraining.md."""
 
 
 @dataclass(frozen=True)
@@ -31,29 +34,28 @@ class Hardware:
 
     Attributes:
         name: as given to `--hardware`.
-        peak_tflops: dense bf16 peak for GPUs (vendor's data sheet), fp32 for CPUs.
         memory_gib: memory of one device.
-        efficiency: assumed share of the peak.
+        tflop_per_s: what a 3D ConvNeXt reaches on it, not the data sheet's peak.
     """
 
     name: str
-    peak_tflops: float
     memory_gib: float
-    efficiency: float
+    tflop_per_s: float
 
+
+A100_TFLOP_PER_S = 10.4
+"""MedNeXt-L takes 68 h for nnU-Net's 1,000 epochs (500,000 patches of 128³, 5.1 TFLOP each) on an A100 40 GB: nnU-Net's
+documentation. Depthwise convolutions are bound by memory, so other GPUs are scaled by their memory's bandwidth."""
+
+_BANDWIDTH_GB_PER_S = {
+    "a100-40gb": (40, 1555), "a100-80gb": (80, 2039), "h100-80gb": (80, 3350), "h200": (141, 4800),
+    "l40s": (48, 864), "v100-32gb": (32, 900),
+}  # fmt: skip
 
 HARDWARE = {
-    h.name: h
-    for h in (
-        Hardware("a100-40gb", 312.0, 40, 0.15),
-        Hardware("a100-80gb", 312.0, 80, 0.15),
-        Hardware("h100-80gb", 989.0, 80, 0.12),
-        Hardware("h200", 989.0, 141, 0.12),
-        Hardware("l40s", 362.0, 48, 0.15),
-        Hardware("v100-32gb", 125.0, 32, 0.15),
-        Hardware("cpu-core", 0.05, 4, 0.5),
-    )
-}
+    name: Hardware(name, memory, A100_TFLOP_PER_S * bandwidth / 1555)
+    for name, (memory, bandwidth) in _BANDWIDTH_GB_PER_S.items()
+} | {"cpu-core": Hardware("cpu-core", 4, CPU_CORE_TFLOP_PER_S)}
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ class Plan:
     read_gib: float
     checkpoint_gib: float
     hardware: str
-    assumed_efficiency: float
+    assumed_tflop_per_s: float
     hours: float
     read_mib_per_s: float
     warnings: tuple[str, ...]
@@ -179,7 +181,7 @@ def plan(config: PretrainConfig, hardware: str) -> Plan:
     workers = config.compute.max_workers
     per_worker = math.ceil(config.global_batch_size / workers)
     cores = config.compute.cpus_per_worker if device.name == "cpu-core" else 1
-    throughput = device.peak_tflops * 1e12 * device.efficiency * cores
+    throughput = device.tflop_per_s * 1e12 * cores
     step_s = per_worker * cost.flops / throughput
     samples = config.steps * config.global_batch_size
     memory = (cost.parameters * 16 + per_worker * cost.activation_bytes) / GIB
@@ -206,7 +208,7 @@ def plan(config: PretrainConfig, hardware: str) -> Plan:
         read_gib=read / GIB,
         checkpoint_gib=cost.parameters * 12 / GIB,
         hardware=device.name,
-        assumed_efficiency=device.efficiency,
+        assumed_tflop_per_s=device.tflop_per_s,
         hours=config.steps * step_s / 3600,
         read_mib_per_s=read / max(1e-9, config.steps * step_s) / 2**20,
         warnings=(*told, *_warnings(config, device, memory, per_worker)),
@@ -234,9 +236,11 @@ class _DataFacts:
 
 def _data_facts(config: DataSection) -> tuple[_DataFacts, list[str]]:
     try:
+        if config.expect is not None:
+            _probe(config.store)
         store, split = open_data(config)
-    except StorageError as error:
-        if config.expect is None:
+    except (StorageError, DataError) as error:
+        if config.expect is None or getattr(error, "code", "no_store") != "no_store":
             raise
         expect = config.expect
         validation = min(
@@ -254,6 +258,11 @@ def _data_facts(config: DataSection) -> tuple[_DataFacts, list[str]]:
         len(store.meta.structures), store.total_voxels, store.total_bytes,
     )  # fmt: skip
     return facts, []
+
+
+def _probe(store: str) -> None:
+    """Sees whether a store answers, with less patience than a run has."""
+    storage.exists(storage.locate(expand(store)), retry=storage.RetryPolicy(deadline_s=3.0))
 
 
 def _warnings(config: PretrainConfig, device: Hardware, memory: float, per_worker: int) -> Iterator[str]:
@@ -281,7 +290,7 @@ def describe(found: Plan) -> str:
         ("memory", f"{found.memory_gib_per_worker:,.1f} GiB a worker (weights, gradients, optimiser, activations)"),
         ("reading", f"{found.read_gib:,.0f} GiB in all, {found.read_mib_per_s:,.0f} MiB/s over all workers"),
         ("checkpoint", f"{found.checkpoint_gib:,.2f} GiB each"),
-        ("time", f"{found.hours:,.1f} hours, at an assumed {found.assumed_efficiency:.0%} of peak and "
+        ("time", f"{found.hours:,.1f} hours, at an assumed {found.assumed_tflop_per_s:,.3g} TFLOP/s a device and "
                  f"{found.tflop_per_sample:,.2f} TFLOP a patch"),
     ]  # fmt: skip
     lines = [f"{name:>11}  {text}" for name, text in rows]

@@ -23,7 +23,6 @@ from torch import Tensor
 from fedvox import storage
 from fedvox.data.loader import Batch
 from fedvox.errors import CheckpointNotWritten, FedvoxError, NonFiniteLoss, Preempted, StorageError
-from fedvox.storage import Location
 from fedvox.training.config import PretrainConfig
 from fedvox.training.optimizer import learning_rate, set_learning_rate
 from fedvox.training.preemption import PreemptionWatch
@@ -35,8 +34,8 @@ from fedvox.training.world import World
 
 log = logging.getLogger(__name__)
 
-Report = Callable[[Mapping[str, Any], Location | None], None]
-"""Told metrics and the newest committed checkpoint, at the same steps on all workers."""
+Report = Callable[[Mapping[str, Any]], None]
+"""Told metrics after every validation and at the end, at the same steps on all workers."""
 
 STATUS_S = 2.0
 
@@ -76,10 +75,9 @@ def train(
         NonFiniteLoss: too many steps in a row had a non-finite gradient.
         FedvoxError: the data, a checkpoint or the storage cannot be used.
     """
-    committed: list[Location] = []
-    session = open_session(config, world, on_commit=lambda _step, folder: committed.append(folder))
+    session = open_session(config, world)
     try:
-        return _Loop(session, report or (lambda _metrics, _checkpoint: None), watch, committed).run()
+        return _Loop(session, report or (lambda _metrics: None), watch).run()
     finally:
         session.close()
 
@@ -87,13 +85,10 @@ def train(
 class _Loop:
     """The moving parts of `train`."""
 
-    def __init__(
-        self, session: Session, report: Report, watch: PreemptionWatch | None, committed: list[Location]
-    ) -> None:
+    def __init__(self, session: Session, report: Report, watch: PreemptionWatch | None) -> None:
         self.session = session
         self.report = report
         self.watch = watch
-        self.committed = committed
         self.validated: ValidationResult | None = None
         self.started = time.monotonic()
         self.first_step = session.progress.step
@@ -212,10 +207,7 @@ class _Loop:
         if progress.ema_dice is not None and progress.ema_dice > (progress.best_ema_dice or -1.0):
             progress.best_ema_dice = progress.ema_dice
             self.tolerate(lambda: self.release("best"))
-        self.report({"step": progress.step, "dice": dice, "ema_dice": progress.ema_dice}, self.newest())
-
-    def newest(self) -> Location | None:
-        return self.committed[-1] if self.committed else None
+        self.report({"step": progress.step, "dice": dice, "ema_dice": progress.ema_dice})
 
     def release(self, folder: str) -> None:
         session, progress = self.session, self.session.progress
@@ -248,9 +240,7 @@ class _Loop:
                 session.metrics.flush()
             draw_run(session)
         self.status("finished")
-        self.report(
-            {"step": progress.step, "dice": self.validated and self.validated.mean_foreground}, self.newest()
-        )
+        self.report({"step": progress.step, "dice": self.validated and self.validated.mean_foreground})
         return TrainResult(progress.step, self.validated, dict(progress.damaged))
 
     def everywhere(self, ok: bool) -> bool:

@@ -25,13 +25,12 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from fedvox import storage
 from fedvox.config import to_yaml
 from fedvox.errors import CheckpointNotWritten, FedvoxError, NonFiniteLoss, Preempted, RunError
-from fedvox.storage import Location
 from fedvox.training.checkpoint import newest_meta
 from fedvox.training.config import PretrainConfig, expand
 from fedvox.training.loop import train
@@ -111,6 +110,7 @@ def connect() -> None:
             "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ
         ):  # a job has uploaded its working directory already
             runtime_env["working_dir"] = str(root)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray.init(runtime_env=runtime_env, logging_level=logging.WARNING)
 
 
@@ -169,16 +169,13 @@ def _worker(config: PretrainConfig, watch: PreemptionWatch) -> None:
         directory.finish(result)
 
 
-def _report(metrics: Mapping[str, Any], checkpoint: Location | None) -> None:
-    """Tells Ray; the checkpoint lies in the run's storage already, so that nothing is uploaded again."""
-    first = ray.train.get_context().get_world_rank() == 0
-    ray.train.report(
-        dict(metrics),
-        checkpoint=Checkpoint(checkpoint.path, checkpoint.filesystem)
-        if checkpoint is not None and first
-        else None,
-        checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
-    )
+def _report(metrics: Mapping[str, Any]) -> None:
+    """Tells Ray's dashboard the metrics, but no checkpoint.
+
+    Ray's controller writes a note of every reported checkpoint to the run's storage, without retry: a full disk or
+    an S3 outage at that moment would end the run.
+    """
+    ray.train.report(dict(metrics))
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,7 +20,6 @@ from fedvox.data.store import BrickStore
 from fedvox.errors import CheckpointError, ConfigError
 from fedvox.inference.sliding_window import SlidingWindow
 from fedvox.models.registry import build_model
-from fedvox.storage import Location
 from fedvox.training.checkpoint import CheckpointStore, Snapshot, Writer, load_latest
 from fedvox.training.config import DataSection, ExpectedStore, PretrainConfig, expand
 from fedvox.training.loss import DeepSupervision, DiceCrossEntropy
@@ -118,9 +116,7 @@ class Session:
             self.metrics.close()
 
 
-def open_session(
-    config: PretrainConfig, world: World, *, on_commit: Callable[[int, Location], None] | None = None
-) -> Session:
+def open_session(config: PretrainConfig, world: World) -> Session:
     """Opens the store, builds or restores the network, and joins the workers.
 
     Raises:
@@ -136,16 +132,13 @@ def open_session(
     model: nn.Module = torch.compile(network) if config.compute.compile else network  # type: ignore[assignment]
     if world.size > 1:
         devices = [world.device] if world.device.type == "cuda" else None
-        model = DistributedDataParallel(
-            model, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False
-        )
+        model = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
     loss = DeepSupervision(DiceCrossEntropy(config.loss.smooth, config.loss.batch_dice))
     checkpoints = CheckpointStore(
         run.checkpoints,
         Writer(world.rank, world.size, attempt),
         keep=config.checkpoint.keep,
         commit_timeout_s=config.checkpoint.commit_timeout_s,
-        on_commit=on_commit,
     )
     metrics = MetricsLog(run, attempt) if world.rank == 0 else None
     return Session(
