@@ -26,7 +26,7 @@ _WIDEST_HISTOGRAM = 1 << 20
 _JOINED_CASES = 20_000  # cases whose quantiles are pooled, spread evenly over the sorted ids
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ChannelSample:
     """One channel's intensities over a region, in the image's own units.
 
@@ -36,7 +36,7 @@ class ChannelSample:
         std: population standard deviation.
         min: smallest value.
         max: largest value.
-        quantiles: 1001 values, at 0, 0.1, ..., 100 %.
+        quantiles: float32 (1001,), at 0, 0.1, ..., 100 %.
     """
 
     count: int
@@ -44,14 +44,23 @@ class ChannelSample:
     std: float
     min: float
     max: float
-    quantiles: tuple[float, ...]
+    quantiles: np.ndarray
 
     @property
     def intensity(self) -> ChannelIntensity:
         """The part of it that normalisation needs."""
         return ChannelIntensity(
-            self.mean, self.std, self.min, self.max, self.quantiles[_P005], self.quantiles[_P995]
+            self.mean, self.std, self.min, self.max, *map(float, self.quantiles[[_P005, _P995]])
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types; nine digits hold a float32."""
+        return {**asdict(self), "quantiles": [float(f"{value:.9g}") for value in self.quantiles]}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> ChannelSample:
+        """The inverse of `to_dict`."""
+        return cls(**{**fields, "quantiles": np.asarray(fields["quantiles"], dtype=np.float32)})
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ class CaseFingerprint:
         full_shape: (D, H, W) before cropping.
         spacing_mm: (D, H, W).
         foreground: a sample for each channel over the annotated structures; empty where there are none.
-        whole: a sample for each channel over the whole image.
+        whole: the same over the whole image, where there is no foreground.
     """
 
     case_id: str
@@ -76,13 +85,17 @@ class CaseFingerprint:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
-        return asdict(self)
+        return {
+            **{name: getattr(self, name) for name in ("case_id", "shape", "full_shape", "spacing_mm")},
+            "foreground": [sample.to_dict() for sample in self.foreground],
+            "whole": [sample.to_dict() for sample in self.whole],
+        }
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> CaseFingerprint:
         """The inverse of `to_dict`."""
         samples = [
-            tuple(ChannelSample(**{**s, "quantiles": tuple(s["quantiles"])}) for s in fields[key])
+            tuple(ChannelSample.from_dict(sample) for sample in fields[key])
             for key in ("foreground", "whole")
         ]
         shape, full_shape, spacing = (tuple(fields[key]) for key in ("shape", "full_shape", "spacing_mm"))
@@ -176,7 +189,7 @@ def _sample_integers(planes: Sequence[np.ndarray]) -> ChannelSample:
     floor = values[np.searchsorted(below, np.floor(ranks), side="right")]
     ceiling = values[np.searchsorted(below, np.ceil(ranks), side="right")]
     quantiles = floor + (ceiling - floor) * (ranks - np.floor(ranks))
-    return ChannelSample(count, mean, variance**0.5, low, high, _shortened(quantiles))
+    return ChannelSample(count, mean, variance**0.5, low, high, quantiles.astype(np.float32))
 
 
 def _sample_floats(planes: Sequence[np.ndarray]) -> ChannelSample:
@@ -186,12 +199,9 @@ def _sample_floats(planes: Sequence[np.ndarray]) -> ChannelSample:
     step = -(-count // _FLOAT_SAMPLE)
     kept = np.concatenate([plane.reshape(-1)[::step] for plane in planes])
     low, high = min(float(p.min()) for p in planes), max(float(p.max()) for p in planes)
-    return ChannelSample(count, mean, variance**0.5, low, high, _shortened(np.quantile(kept, QUANTILES)))
-
-
-def _shortened(quantiles: np.ndarray) -> tuple[float, ...]:
-    """float32 is finer than any scanner; nine digits make the record a third as long."""
-    return tuple(float(f"{value:.9g}") for value in quantiles)
+    return ChannelSample(
+        count, mean, variance**0.5, low, high, np.quantile(kept, QUANTILES).astype(np.float32)
+    )
 
 
 def case_intensity(foreground: Sequence[ChannelSample], whole: Sequence[ChannelSample]) -> CaseIntensity:
@@ -230,7 +240,7 @@ def _join_channel(samples: Sequence[ChannelSample]) -> tuple[ChannelIntensity, f
     mean = float(means.mean())
     variance = float((spreads**2 + (means - mean) ** 2).mean())  # within the cases, and between them
     pooled = samples[:: -(-len(samples) // _JOINED_CASES)]
-    quantiles = np.concatenate([np.asarray(sample.quantiles, dtype=np.float32) for sample in pooled])
+    quantiles = np.concatenate([sample.quantiles for sample in pooled])
     p005, median, p995 = (float(q) for q in np.percentile(quantiles, (0.5, 50, 99.5)))
     low, high = min(sample.min for sample in samples), max(sample.max for sample in samples)
     return ChannelIntensity(mean, variance**0.5, low, high, p005, p995), median

@@ -130,7 +130,9 @@ def read_nnunet(listing: Listing, name: str) -> RawDataset:
             rejected.append(Rejected(case, source, tuple(errors)))
         else:
             ordered = tuple(listing.path(images[index]) for index in sorted(images))
-            cases.append(RawCase(case, source, name, ordered, listing.path(label)))
+            cases.append(
+                RawCase(case, source, name, ordered, listing.path(label), num_channels=len(channels))
+            )
     return RawDataset(
         name=name,
         format="nnunet",
@@ -242,7 +244,8 @@ def read_msd(listing: Listing, name: str) -> RawDataset:
         if errors:
             rejected.append(Rejected(case, name, tuple(errors)))
         else:
-            cases.append(RawCase(case, name, name, (listing.path(image),), listing.path(label)))
+            files = (listing.path(image),), listing.path(label)
+            cases.append(RawCase(case, name, name, *files, num_channels=len(channels)))
     return RawDataset(
         name=name,
         format="msd",

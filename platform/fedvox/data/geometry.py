@@ -56,6 +56,11 @@ class Geometry:
         return float(z), float(y), float(x)
 
     @property
+    def array_affine(self) -> Affine:
+        """4 × 4: voxel index (D, H, W, 1) of the array -> RAS+ mm."""
+        return _freeze(np.asarray(self.affine)[:, [2, 1, 0, 3]])
+
+    @property
     def file_orientation(self) -> str:
         """The file's axis codes, such as "LPS"."""
         return "".join(str(code) for code in nib.aff2axcodes(np.asarray(self.file_affine)))

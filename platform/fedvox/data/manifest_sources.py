@@ -19,6 +19,7 @@ import io
 import re
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -69,7 +70,8 @@ def read_manifest(
         if errors:
             rejected.append(Rejected(row.get("case_id") or f"row {number}", source, tuple(errors)))
         else:
-            cases.append(_case(row, files, manifest, name, modality))
+            case = _case(row, files, manifest, name, modality)
+            cases.append(replace(case, num_channels=len(channels)))
     modalities = {case.modality for case in cases}
     only = next(iter(modalities)) if len(modalities) == 1 else None
     return RawDataset(

@@ -26,7 +26,8 @@ class RawCase:
         masks: instead of a label map, one binary mask a structure: (value in `labels`, file).
         series_uid: of the DICOM series to take from a folder with several.
         modality: "CT", "MR", ... where it is known.
-        channels: which channels to keep, None for all.
+        num_channels: in its files together.
+        channels: which of them to keep, None for all.
     """
 
     case_id: str
@@ -37,6 +38,7 @@ class RawCase:
     masks: tuple[tuple[int, str], ...] = ()
     series_uid: str | None = None
     modality: str | None = None
+    num_channels: int = 1
     channels: tuple[int, ...] | None = None
 
     @property
