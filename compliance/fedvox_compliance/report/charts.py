@@ -34,7 +34,7 @@ class Spoke:
     text: str = ""
 
 
-def radar(spokes: Sequence[Spoke], *, title: str, description: str, ident: str) -> str:
+def radar(spokes: Sequence[Spoke], *, title: str, description: str, ident: str, labels: bool = True) -> str:
     """A radar chart of at least three values; fewer are drawn as bars, which a radar cannot show.
 
     Args:
@@ -42,21 +42,24 @@ def radar(spokes: Sequence[Spoke], *, title: str, description: str, ident: str) 
         title: accessible name.
         description: what the chart shows, in a sentence.
         ident: makes the ids of this chart unique in its page.
+        labels: write the names around it; without them it is small, for a side column.
     """
     shown = [s for s in spokes if s.score is not None]
     if len(shown) < 3:
         return bars(spokes, title=title, description=description, ident=ident)
     angles = [2 * math.pi * i / len(shown) - math.pi / 2 for i in range(len(shown))]
     scores = [s.score or 0.0 for s in shown]
-    centre = f'<g transform="translate({_WIDTH // 2} {_RADAR_HEIGHT // 2})">'
-    parts = [_open_svg(_WIDTH, _RADAR_HEIGHT, title, description, ident), centre]
+    width, height = (_WIDTH, _RADAR_HEIGHT) if labels else (2 * _RADIUS + 20, 2 * _RADIUS + 20)
+    centre = f'<g transform="translate({width // 2} {height // 2})">'
+    parts = [_open_svg(width, height, title, description, ident), centre]
     parts += [_polygon([ring] * len(shown), angles, "ring") for ring in _RINGS]
     parts += [_line(angle) for angle in angles]
     if any(s.high is not None and s.high > (s.score or 0) for s in shown):
         parts.append(_polygon([max(s.high or 0, s.score or 0) for s in shown], angles, "possible"))
     parts.append(_polygon(scores, angles, "reached"))
     parts += [_dot(score, angle) for score, angle in zip(scores, angles, strict=True)]
-    parts += [_spoke_label(s, angle) for s, angle in zip(shown, angles, strict=True)]
+    if labels:
+        parts += [_spoke_label(s, angle) for s, angle in zip(shown, angles, strict=True)]
     return "".join([*parts, "</g></svg>"])
 
 
