@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from starlette.requests import ClientDisconnect
+
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -35,10 +37,6 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
-
-
-class TooLarge(Exception):
-    """A request's body passed the limit while it was read."""
 
 
 class Guard:
@@ -65,20 +63,12 @@ class Guard:
         if refusal is not None:
             await _answer(send, *refusal)
             return
-        started = False
-
-        async def guarded_send(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                message = _with_headers(message)
-            await send(message)
-
+        exchange = _Exchange(receive, send, self._max_body)
         try:
-            await self._app(scope, self._counting(receive), guarded_send)
-        except TooLarge:
-            if not started:
-                await _answer(send, 413, f"more than {self._max_body} bytes")
+            await self._app(scope, exchange.receive, exchange.send)
+        except ClientDisconnect:
+            if not exchange.cut_off:
+                raise
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         headers: dict[bytes, list[bytes]] = {}
@@ -102,20 +92,30 @@ class Guard:
             return 413, f"more than {self._max_body} bytes"
         return None
 
-    def _counting(self, receive: Receive) -> Receive:
-        """Chunked bodies declare no length, so bytes are counted as they come."""
-        total = 0
 
-        async def counted() -> Message:
-            nonlocal total
-            message = await receive()
-            if message["type"] == "http.request":
-                total += len(message.get("body", b""))
-                if total > self._max_body:
-                    raise TooLarge
+class _Exchange:
+    """One request and its answer: bytes are counted as they come, since chunked bodies declare no length."""
+
+    def __init__(self, receive: Receive, send: Send, max_body: int) -> None:
+        self._receive, self._send, self._max_body = receive, send, max_body
+        self._total = 0
+        self.cut_off = False
+
+    async def receive(self) -> Message:
+        """The next part of the request; past the limit, the answer 413 and an end."""
+        message = await self._receive()
+        self._total += len(message.get("body", b"")) if message["type"] == "http.request" else 0
+        if self._total <= self._max_body:
             return message
+        if not self.cut_off:
+            self.cut_off = True
+            await _answer(self._send, 413, f"more than {self._max_body} bytes")
+        return {"type": "http.disconnect"}
 
-        return counted
+    async def send(self, message: Message) -> None:
+        """A part of the answer, with the protective headers; nothing more once the request was cut off."""
+        if not self.cut_off:
+            await self._send(_with_headers(message) if message["type"] == "http.response.start" else message)
 
 
 def _with_headers(message: Message) -> Message:
