@@ -1,11 +1,15 @@
 """A small real brick store, a Ray of our own, and ways to run and to harm a pretraining."""
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 import uuid
 from pathlib import Path
 
@@ -15,10 +19,12 @@ import yaml
 
 from fedvox.data.records import StoreMeta
 from fedvox.data.store_writer import StoreWriter
-from fedvox.local_cluster import local_cluster
+from fedvox.local_cluster import free_ports, local_cluster
+from fedvox.storage import list_files, locate, read_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = f"fedvox-test-{uuid.uuid4()}"
+CLUSTER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "FEDVOX_TEST_CLUSTER": TOKEN}
 
 
 def volume(seed, shape=(40, 44, 48)):
@@ -62,8 +68,14 @@ def write_store():
 @pytest.fixture(scope="module")
 def cluster():
     """One Ray head for a module's tests, ended with all that belongs to it."""
-    with local_cluster(4, environment={"OMP_NUM_THREADS": "1", "FEDVOX_TEST_CLUSTER": TOKEN}) as started:
+    with local_cluster(4, environment=CLUSTER_ENVIRONMENT) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def cluster_environment():
+    """Variables by which this session's clusters are known."""
+    return CLUSTER_ENVIRONMENT
 
 
 class Pretraining:
@@ -95,6 +107,10 @@ class Pretraining:
     @property
     def directory(self):
         return Path(self.config["storage"]) / self.config["name"]
+
+    @property
+    def location(self):
+        return locate(self.config["storage"]).child(self.config["name"])
 
     def command(self, *more):
         path = self.folder / f"{self.config['name']}.yaml"
@@ -141,8 +157,8 @@ class Pretraining:
     def lines(self, kind):
         """The run as it counts: for every step, what the last attempt that reached it logged."""
         found = {}
-        for path in sorted((self.directory / "metrics").glob("attempt-*.jsonl")):
-            for text in path.read_text().splitlines():
+        for location in list_files(self.location.child("metrics")):
+            for text in read_bytes(location).decode().splitlines():
                 line = json.loads(text)
                 if line["kind"] == kind:
                     found[line["step"]] = line
@@ -153,6 +169,99 @@ class Pretraining:
 
     def attempts(self):
         return sorted({line["attempt"] for line in self.lines("train")})
+
+
+class RefusingProxy:
+    """Forwards one port to another until `refuse()`, which closes the port and resets what is open."""
+
+    def __init__(self, target_port):
+        self.target_port = target_port
+        self._connections = []
+        self._listener = None
+        self._lock = threading.Lock()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.allow()
+
+    def allow(self):
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", self.port))
+        listener.listen(128)
+        self._listener = listener
+        threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+
+    def refuse(self):
+        """From now on the port refuses, as if no server were there."""
+        listener, self._listener = self._listener, None
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)  # wakes accept(), which would otherwise keep the port open
+        listener.close()
+        with self._lock:
+            connections, self._connections = self._connections, []
+        for connection in connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+
+    def close(self):
+        if self._listener is not None:
+            self.refuse()
+
+    def _accept(self, listener):
+        while True:
+            try:
+                client, _ = listener.accept()
+                server = socket.create_connection(("127.0.0.1", self.target_port))
+            except OSError:
+                return
+            with self._lock:
+                self._connections += [client, server]
+            for one, other in ((client, server), (server, client)):
+                threading.Thread(target=self._pump, args=(one, other), daemon=True).start()
+
+    @staticmethod
+    def _pump(one, other):
+        with contextlib.suppress(OSError):
+            while data := one.recv(1 << 16):
+                other.sendall(data)
+        with contextlib.suppress(OSError):
+            other.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture(scope="module")
+def s3_proxy():
+    """A real S3 server (moto's) behind a proxy that can refuse; AWS_* variables point to the proxy."""
+    port = free_ports(1)[0]
+    server = subprocess.Popen(
+        [Path(sys.executable).with_name("moto_server"), "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    proxy = RefusingProxy(port)
+    variables = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}", "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1",
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/", timeout=5)
+                break
+            except OSError:
+                assert time.monotonic() < deadline, "moto did not start"
+                time.sleep(0.2)
+        # moto keeps its buckets in memory, so only a proxy in front can be "down" and come back with the data
+        urllib.request.urlopen(
+            urllib.request.Request(f"http://127.0.0.1:{port}/fedvox-test", method="PUT"), timeout=10
+        )
+        yield proxy
+    proxy.close()
+    server.terminate()
+    server.wait(20)
 
 
 @pytest.fixture(scope="session")

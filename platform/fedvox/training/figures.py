@@ -122,7 +122,8 @@ def _time_panel(axes: Axes, steps: list[int], train: list[dict[str, Any]]) -> No
         steps, [line["data_wait_s"] for line in train], color=PALETTE[1], lw=0.8, label="waiting for data"
     )
     axes.set(title="Seconds a step", xlabel="step")
-    axes.set_ylim(bottom=0)
+    # A few stalls (a first batch, a checkpoint on a slow disk) must not flatten the rest.
+    axes.set_ylim(0, 2 * float(np.percentile([line["step_s"] for line in train], 95)) if train else None)
     axes.legend()
 
 

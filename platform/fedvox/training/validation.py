@@ -82,7 +82,8 @@ def predict_case(
         logits = predict_logits(model, normalised, window, device=device)
     annotated = torch.as_tensor(store.annotated(row), device=logits.device)[None]
     prediction = merge_unannotated(logits[None], annotated)[0].argmax(0).cpu()
-    return image, torch.as_tensor(label.astype(np.int64)), prediction
+    reference = torch.as_tensor(label.astype(np.int64))
+    return image, reference.masked_fill(reference == store.meta.ignore_index, IGNORE), prediction
 
 
 def validate(
