@@ -197,7 +197,10 @@ def _completeness(
         errors.append(_incomplete("missing_image", listing, label, f"case {case} has a label and no image"))
     elif sorted(images) != list(range(len(channels))):
         found = ", ".join(f"{index:04d}" for index in sorted(images))
-        text = f"case {case} has the channels {found}, where dataset.json names {len(channels)}"
+        first = listing.path(images[min(images)])
+        text = (
+            f"case {case} has the channels {found} ({first}, ...), where dataset.json names {len(channels)}"
+        )
         errors.append(_incomplete("channel_count", listing, images[min(images)], text))
     absent = [path for path in (*images.values(), label) if path not in present]
     for path in absent:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from fedvox.data.brick_index import to_stream
+from fedvox.data.ignore import is_foreground
 
 Array = np.ndarray[Any, Any]
 
@@ -25,10 +26,11 @@ def draw_foreground(label: Array, *, key: str, limit: int = PER_STRUCTURE) -> di
         limit: voxels kept of each structure; all of them where there are fewer.
 
     Returns:
-        Structure index -> sorted voxel coordinates (n, 3) as (z, y, x), int32. Background is left out.
+        Structure index -> sorted voxel coordinates (n, 3) as (z, y, x), int32. Background and voxels to
+        ignore are left out.
     """
     flat = label.reshape(-1)
-    where = np.flatnonzero(flat)
+    where = np.flatnonzero(is_foreground(flat))
     values = flat[where]
     order = np.argsort(values, kind="stable")
     structures, begins, counts = np.unique(values[order], return_index=True, return_counts=True)

@@ -22,6 +22,7 @@ import pyarrow.fs
 
 from fedvox.data.case_volumes import CaseRejected, CaseVolumes, read_case
 from fedvox.data.fingerprint import CaseFingerprint, case_intensity, sample_case
+from fedvox.data.ignore import is_foreground
 from fedvox.data.label_space import LabelSpace, SourceLabels
 from fedvox.data.raw_dataset import RawCase
 from fedvox.data.records import StoreMeta
@@ -156,7 +157,7 @@ def _measure(case: RawCase, plan: CasePlan) -> CaseOutcome:
     if kept is not None:
         return _accepted(case, *kept, was_done=True)
     volumes = read_case(case, plan)
-    fingerprint = _fingerprint(case, volumes, plan)
+    fingerprint = _fingerprint(case, volumes)
     note.write(fingerprint, volumes.warnings)
     return _accepted(case, fingerprint, volumes.warnings)
 
@@ -171,7 +172,7 @@ def _write(case: RawCase, plan: CasePlan) -> CaseOutcome:
     if record is None or kept is None:
         volumes = read_case(case, plan)
         if kept is None:
-            kept = _fingerprint(case, volumes, plan), volumes.warnings
+            kept = _fingerprint(case, volumes), volumes.warnings
             note.write(*kept)
         record = record or _add(case, volumes, plan, writer, origin)
     fingerprint, warnings = kept
@@ -200,8 +201,8 @@ def _accepted(
     )
 
 
-def _fingerprint(case: RawCase, volumes: CaseVolumes, plan: CasePlan) -> CaseFingerprint:
-    foreground, whole = sample_case(volumes.image, _inside(volumes.label, plan))
+def _fingerprint(case: RawCase, volumes: CaseVolumes) -> CaseFingerprint:
+    foreground, whole = sample_case(volumes.image, _inside(volumes.label))
     return CaseFingerprint(
         case_id=case.case_id,
         shape=volumes.geometry.shape,
@@ -212,9 +213,8 @@ def _fingerprint(case: RawCase, volumes: CaseVolumes, plan: CasePlan) -> CaseFin
     )
 
 
-def _inside(label: np.ndarray | None, plan: CasePlan) -> np.ndarray | None:
-    """Where a structure was annotated: neither background nor ignored."""
-    return None if label is None else (label > 0) & (label != plan.space.ignore_index)
+def _inside(label: np.ndarray | None) -> np.ndarray | None:
+    return None if label is None else is_foreground(label)
 
 
 def _add(case: RawCase, volumes: CaseVolumes, plan: CasePlan, writer: StoreWriter, origin: str) -> Any:
@@ -240,7 +240,7 @@ def _add(case: RawCase, volumes: CaseVolumes, plan: CasePlan, writer: StoreWrite
         spacing_mm=geometry.spacing_mm,
         affine=geometry.array_affine,
         origin=origin,
-        intensity=case_intensity(*sample_case(image, _inside(label, plan))),
+        intensity=case_intensity(*sample_case(image, _inside(label))),
     )
 
 

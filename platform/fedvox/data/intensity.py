@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from fedvox.data.ignore import is_foreground
+
 Array = np.ndarray[Any, Any]
 
 
@@ -39,7 +41,7 @@ class CaseIntensity:
     """A case's statistics, one entry a channel.
 
     Args:
-        foreground: over the voxels with a label above 0; over the whole image where there are none.
+        foreground: over the voxels of any structure; over the whole image where there are none.
         whole: over the whole image.
     """
 
@@ -55,7 +57,7 @@ def measure_intensity(image: Array, label: Array | None) -> CaseIntensity:
         label: (D, H, W), or None.
     """
     whole = tuple(measure_channel(channel.reshape(-1)) for channel in image)
-    inside = None if label is None else label > 0
+    inside = None if label is None else is_foreground(label)
     if inside is None or not inside.any():
         return CaseIntensity(whole, whole)
     return CaseIntensity(tuple(measure_channel(channel[inside]) for channel in image), whole)

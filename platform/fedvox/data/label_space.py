@@ -16,7 +16,7 @@ labels of a source:
     sources:
       Dataset017_BTCV: {postcava: inferior_vena_cava, adrenal glands: null}   # null: treated as background
 
-A label called "ignore" becomes the largest value of the stored type (`LabelSpace.ignore_index`).
+A label called "ignore" becomes `LabelSpace.ignore_index`, see `fedvox.data.ignore`.
 Overlapping regions (nnU-Net's `"whole tumor": [1, 2, 3]`) are split into disjoint structures; the regions
 remain as unions of them.
 """
@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from fedvox.data.ignore import ignore_value, label_dtype
 from fedvox.errors import DataError
 
 BACKGROUND = "background"
@@ -258,12 +259,12 @@ class LabelSpace:
     @property
     def dtype(self) -> np.dtype[Any]:
         """uint8 while the structures and the ignore value fit, else uint16."""
-        return _label_dtype(len(self.structures))
+        return label_dtype(len(self.structures))
 
     @property
     def ignore_index(self) -> int:
-        """The stored value of voxels that were not judged: the largest of the type."""
-        return int(np.iinfo(self.dtype).max)
+        """The stored value of voxels that were not judged."""
+        return ignore_value(self.dtype)
 
     def apply(self, label_set: str, label: np.ndarray) -> np.ndarray:
         """Turns a label map into canonical indices by one table look-up.
@@ -296,7 +297,7 @@ def join_labels(label_sets: Mapping[str, SourceLabels], mapping: LabelMapping | 
             structure = mapping.structure(label_set, name)
             if structure is not None:
                 names.setdefault(structure, len(names))
-    ignore = int(np.iinfo(_label_dtype(len(names))).max)
+    ignore = ignore_value(label_dtype(len(names)))
     values = {key: _value_map(key, labels, names, mapping, ignore) for key, labels in label_sets.items()}
     annotated = {
         key: tuple(sorted({0} | {index for index in found.values() if index != ignore}))
@@ -347,10 +348,6 @@ def _unknown(kind: str, name: str, known: Iterable[str], where: str) -> DataErro
         f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(names)}.",
         code="bad_label_mapping",
     )
-
-
-def _label_dtype(num_structures: int) -> np.dtype[Any]:
-    return np.dtype(np.uint8 if num_structures <= np.iinfo(np.uint8).max else np.uint16)
 
 
 def _bad_labels(where: str, found: str) -> DataError:

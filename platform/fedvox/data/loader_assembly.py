@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedvox.data.augment import Augmenter
+from fedvox.data.ignore import BATCH_IGNORE
 from fedvox.data.loader_samples import Sample, SampleSource, Voxels
 
 
@@ -129,6 +130,8 @@ class Assembler:
         else:
             pending.image = pending.image.to(self.device, non_blocking=True)
             pending.label = pending.label.to(self.device, non_blocking=True)
+        # only here, because the augmentation knows no negative labels
+        pending.label.masked_fill_(pending.label == self.source.store.meta.ignore_index, BATCH_IGNORE)
         annotated = [torch.from_numpy(self.source.store.annotated(sample.row)) for sample in samples]
         pending.annotated = torch.stack(annotated).to(self.device)
         if self.stream is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from fedvox.data.ignore import ignore_value, label_dtype
 from fedvox.data.intensity import FIELDS, CaseIntensity, ChannelIntensity
 
 SCHEMA_VERSION = 1
@@ -189,6 +190,11 @@ class StoreMeta:
                 "intensity": tuple(ChannelIntensity(**channel) for channel in fields["intensity"]),
             }
         )
+
+    @property
+    def ignore_index(self) -> int:
+        """The value of voxels that were not judged, in this store's labels."""
+        return ignore_value(label_dtype(len(self.structures)))
 
     @property
     def identity(self) -> tuple[Any, ...]:

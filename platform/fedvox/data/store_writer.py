@@ -121,7 +121,7 @@ class StoreWriter:
         Args:
             case_id: unique in the store; letters, digits, `.`, `_`, `-`.
             image: (C, D, H, W).
-            label: canonical structure indices (D, H, W), or None.
+            label: canonical structure indices (D, H, W), `meta.ignore_index` where nobody judged, or None.
             source: the data set it comes from.
             label_set: a key of `meta.label_sets`.
             spacing_mm: (D, H, W).
@@ -149,7 +149,9 @@ class StoreWriter:
             spacing_mm=spacing_mm,
             channels=image.shape[0],
             label_set=label_set,
-            class_voxels={int(s): int(counts[s]) for s in np.flatnonzero(counts)},
+            class_voxels={
+                int(s): int(counts[s]) for s in np.flatnonzero(counts[: len(self.meta.structures)])
+            },
             intensity=intensity or measure_intensity(image, label),
             sha256=info.sha256,
             num_bytes=info.num_bytes,
@@ -231,12 +233,19 @@ class StoreWriter:
                 f"Give the channels {', '.join(self.meta.channel_names)}.",
                 code="channels",
             )
-        if label is not None and label.size and int(label.max()) >= len(self.meta.structures):
+        if label is not None and label.size and (found := self._beyond(label)) is not None:
             raise DataError(
-                f"case {case_id!r}: label {int(label.max())} in a store of {len(self.meta.structures)} structures",
+                f"case {case_id!r}: label {found} in a store of {len(self.meta.structures)} structures",
                 "Map the labels to canonical structures first.",
                 code="label_value",
             )
+
+    def _beyond(self, label: Array) -> int | None:
+        """A value that is neither a structure nor to be ignored."""
+        if int(label.max()) < len(self.meta.structures):
+            return None
+        beyond = label[(label >= len(self.meta.structures)) & (label != self.meta.ignore_index)]
+        return int(beyond.max()) if beyond.size else None
 
 
 def manifest_bytes(records: Iterable[CaseRecord]) -> bytes:

@@ -18,7 +18,7 @@ from fedvox.data.loader import normalize
 from fedvox.data.store import BrickStore
 from fedvox.evaluation.dice import DiceCounts, dice_counts
 from fedvox.inference.sliding_window import SlidingWindow, predict_logits
-from fedvox.training.loss import merge_unannotated
+from fedvox.training.loss import IGNORE, merge_unannotated
 from fedvox.training.world import World
 
 
