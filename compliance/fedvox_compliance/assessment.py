@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-import json
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -105,6 +105,12 @@ class Evidence(_Model):
         """The last day on which the document counts in full."""
         return self.expires or _days_after(self.effective, DOCUMENT_VALID_DAYS)
 
+    def days_over(self, on: dt.date) -> int:
+        """How many days `on` lies after the last day; not positive while the document counts in full."""
+        if self.expires is not None:
+            return (on - self.expires).days
+        return (on - self.effective).days - DOCUMENT_VALID_DAYS
+
 
 class SecondPerson(_Model):
     """A colleague's confirmation of one claim."""
@@ -163,6 +169,13 @@ class Entry(_Model):
         latest = _days_after(self.answered_on, REVIEW_AFTER_DAYS)
         return latest if self.review_on is None else min(self.review_on, latest)
 
+    def days_over(self, on: dt.date) -> int:
+        """How many days `on` lies after the answer's last day; not positive while it counts in full, or is open."""
+        if self.answered_on is None:
+            return 0
+        over = (on - self.answered_on).days - REVIEW_AFTER_DAYS
+        return over if self.review_on is None else max(over, (on - self.review_on).days)
+
 
 class ScopeAnswer(_Model):
     """The clinic's statement on one scope question."""
@@ -206,6 +219,10 @@ class Assessment(_Model):
         """The scope statements, as `fedvox_compliance.scope` wants them."""
         return {name: said.applies for name, said in self.scope.items()}
 
+    def scope_stated_by(self, on: dt.date) -> dict[str, bool]:
+        """The scope statements that had been made by a day."""
+        return {name: said.applies for name, said in self.scope.items() if said.answered_on <= on}
+
     @property
     def sha256(self) -> str:
         """SHA-256 of the whole assessment in canonical form; its history's head is part of it."""
@@ -213,30 +230,27 @@ class Assessment(_Model):
 
 
 def claim_sha256(control_id: str, entry: Entry) -> str:
-    """SHA-256 of what a confirmation confirms: the control, the answer, its reason and its documents."""
-    documents = [
-        [e.sha256, e.path, e.effective.isoformat(), e.expires and e.expires.isoformat()]
-        for e in entry.evidence
-    ]
-    claim = [
-        control_id,
-        entry.answer,
-        entry.reason,
-        entry.maturity,
-        entry.due and entry.due.isoformat(),
-        entry.author,
-        entry.answered_on and entry.answered_on.isoformat(),
-        documents,
-    ]
-    text = json.dumps(claim, separators=(",", ":"), ensure_ascii=False)
+    """SHA-256 of what a confirmation confirms: the control, the answer, its reason, dates, author and documents.
+
+    Fields are joined by control characters, which no field can hold, so different claims give different texts.
+    """
+    documents = "\x1e".join(
+        f"{e.sha256}\x1f{e.path}\x1f{_ordinal(e.effective)}\x1f{_ordinal(e.expires)}" for e in entry.evidence
+    )
+    said = f"{entry.answer}\x1f{entry.reason}\x1f{entry.maturity}\x1f{_ordinal(entry.due)}"
+    text = f"{control_id}\x1d{said}\x1d{entry.author}\x1f{_ordinal(entry.answered_on)}\x1d{documents}"
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def same_person(a: str | None, b: str | None) -> bool:
     """Whether two names are the same person's, as far as spelling tells (case and spaces do not matter)."""
-    return (
-        a is not None and b is not None and " ".join(a.split()).casefold() == " ".join(b.split()).casefold()
-    )
+    return a is not None and b is not None and normal_name(a) == normal_name(b)
+
+
+@lru_cache(maxsize=4096)
+def normal_name(name: str) -> str:
+    """A name without differences of case and spaces."""
+    return " ".join(name.split()).casefold()
 
 
 def to_jsonable(model: BaseModel) -> dict[str, Any]:
@@ -244,6 +258,10 @@ def to_jsonable(model: BaseModel) -> dict[str, Any]:
     return model.model_dump(mode="json", by_alias=True, exclude_defaults=True) | (
         {"schema": SCHEMA} if isinstance(model, Assessment) else {}
     )
+
+
+def _ordinal(day: dt.date | None) -> int:
+    return 0 if day is None else day.toordinal()
 
 
 def _days_after(day: dt.date, days: int) -> dt.date:

@@ -21,11 +21,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from fedvox_compliance.aggregate import blend
 from fedvox_compliance.assessment import Answer
 from fedvox_compliance.catalogue import Catalogue, Gate
 from fedvox_compliance.judgement import ASSURANCE_FACTOR, Assurance, Status
 from fedvox_compliance.score_report import ControlScore, ScoreReport
-from fedvox_compliance.scoring import GATE_CAP, blend
+from fedvox_compliance.scoring import GATE_CAP
 
 _DOCUMENTED = ASSURANCE_FACTOR[Assurance.DOCUMENT]
 _CONFIRMED = ASSURANCE_FACTOR[Assurance.SECOND_PERSON]

@@ -18,7 +18,16 @@ from collections.abc import Set as AbstractSet
 from enum import IntEnum, StrEnum
 from typing import NamedTuple
 
-from fedvox_compliance.assessment import Answer, Entry, Evidence, Verdict, claim_sha256, same_person
+from fedvox_compliance.assessment import (
+    DOCUMENT_VALID_DAYS,
+    REVIEW_AFTER_DAYS,
+    Answer,
+    Entry,
+    Evidence,
+    Verdict,
+    claim_sha256,
+    same_person,
+)
 from fedvox_compliance.catalogue import Control
 
 ANSWER_VALUE = {
@@ -100,8 +109,21 @@ class Judgement(NamedTuple):
 OPEN = Judgement(Status.OPEN)
 
 
+def _ready_made(assurance: Assurance, *notes: Note) -> dict[Answer, Judgement]:
+    factor = ASSURANCE_FACTOR[assurance]
+    plain = {a: ANSWER_VALUE[a] for a in (Answer.YES, Answer.PARTLY, Answer.NO)}
+    return {a: Judgement(Status.SCORED, v * factor, v, factor, assurance, notes) for a, v in plain.items()}
+
+
+_CLAIMED = _ready_made(Assurance.CLAIM, Note.NO_EVIDENCE)
+_DOCUMENTED = _ready_made(Assurance.DOCUMENT)
+
+
 def judge(control: Control, entry: Entry | None, on: dt.date, trusted: AbstractSet[str]) -> Judgement:
     """Say what an entry is worth.
+
+    Most entries are a plain yes, partly or no, current, with one current document or none. For these the result is
+    ready-made: a coordinator scores thousands of assessments. `judge_in_full` says the same; a test compares them.
 
     Args:
         control: the question.
@@ -110,6 +132,25 @@ def judge(control: Control, entry: Entry | None, on: dt.date, trusted: AbstractS
         trusted: the assessors whose confirmations count. A refutation counts whoever made it.
     """
     if entry is None or entry.answer is None or entry.answered_on is None:
+        return OPEN
+    if (
+        entry.maturity is None
+        and entry.review_on is None
+        and entry.second_person is None
+        and entry.verification is None
+        and 0 <= (on - entry.answered_on).days <= REVIEW_AFTER_DAYS
+    ):
+        documents = entry.evidence
+        if not documents:
+            return _CLAIMED.get(entry.answer) or judge_in_full(control, entry, on, trusted)
+        if len(documents) == 1 and _counts_in_full(documents[0], on):
+            return _DOCUMENTED.get(entry.answer) or judge_in_full(control, entry, on, trusted)
+    return judge_in_full(control, entry, on, trusted)
+
+
+def judge_in_full(control: Control, entry: Entry, on: dt.date, trusted: AbstractSet[str]) -> Judgement:
+    """Say what an entry is worth, step by step; see `judge`."""
+    if entry.answer is None or entry.answered_on is None:
         return OPEN
     if entry.answered_on > on:
         return Judgement(Status.OPEN, notes=(Note.ANSWER_IN_FUTURE,))
@@ -127,11 +168,15 @@ def judge(control: Control, entry: Entry | None, on: dt.date, trusted: AbstractS
     return Judgement(Status.SCORED, answer_value * factor, answer_value, factor, assurance, tuple(notes))
 
 
-def currency(last_day: dt.date, on: dt.date) -> float:
+def currency(days_over: int) -> float:
     """1 until the last day, then linearly to 0 over `DECAY_DAYS`."""
-    if on <= last_day:
-        return 1.0
-    return max(0.0, 1.0 - (on - last_day).days / DECAY_DAYS)
+    return 1.0 if days_over <= 0 else max(0.0, 1.0 - days_over / DECAY_DAYS)
+
+
+def _counts_in_full(document: Evidence, on: dt.date) -> bool:
+    if document.expires is not None:
+        return document.effective <= on <= document.expires
+    return 0 <= (on - document.effective).days <= DOCUMENT_VALID_DAYS
 
 
 def _answer_value(control: Control, entry: Entry, on: dt.date, notes: list[Note]) -> float:
@@ -157,9 +202,7 @@ def _assurance(
     control: Control, entry: Entry, on: dt.date, trusted: AbstractSet[str], notes: list[Note]
 ) -> tuple[Assurance, float]:
     """The level reached, and the factor: assurance times the currency of documents and answer."""
-    last_day = entry.last_day
-    assert last_day is not None
-    of_answer = currency(last_day, on)
+    of_answer = currency(entry.days_over(on))
     if of_answer < 1.0:
         notes.append(Note.ANSWER_EXPIRED)
     of_documents = _currency_of_documents(entry.evidence, on, notes)
@@ -178,10 +221,11 @@ def _currency_of_documents(evidence: tuple[Evidence, ...], on: dt.date, notes: l
     if not evidence:
         notes.append(Note.NO_EVIDENCE)
         return 0.0
-    freshest = max((currency(e.last_day, on) for e in evidence if e.effective <= on), default=None)
-    if freshest is None:
+    days_over = [e.days_over(on) for e in evidence if e.effective <= on]
+    if not days_over:
         notes.append(Note.EVIDENCE_NOT_YET)
         return 0.0
+    freshest = currency(min(days_over))
     if freshest < 1.0:
         notes.append(Note.EVIDENCE_EXPIRED)
     return freshest

@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedvox_compliance.assessment import Answer, Assessment
 from fedvox_compliance.catalogue import Catalogue, Control, Gate
 from fedvox_compliance.judgement import Assurance, Judgement, Note, Status
+from fedvox_compliance.scope import open_scope_questions
 
+EXPIRED_NOTES = frozenset({Note.ANSWER_EXPIRED, Note.EVIDENCE_EXPIRED})
+"""The notes that say that something is past its last day."""
 TIER_ABOVE = (0.20, 0.40, 0.55, 0.80)
 """Tier n is reached strictly above its bound: claims alone stay in tier 1, a failed gate (0.40) in tier 1,
 documents alone (0.60) in tier 3; tier 4 (above 0.80) is out of reach without an assessor's verification."""
@@ -70,8 +73,7 @@ class PartScore:
         return None if self.interval is None else self.interval.low
 
 
-@dataclass(frozen=True, slots=True)
-class GateResult:
+class GateResult(NamedTuple):
     """One gate."""
 
     control: str
@@ -120,7 +122,6 @@ class ScoreReport:
         capped: whether a gate holds the score down.
         eligible: every eligibility gate in scope is passed. Nothing else makes a clinic eligible.
         assurance: the level that all gates and 80 % of the credited weight reach.
-        open_scope: scope questions without an answer.
         judgements: by control id, in catalogue order; `controls` is the readable form.
     """
 
@@ -136,14 +137,10 @@ class ScoreReport:
     capped: bool
     tier: int
     frameworks: Mapping[str, PartScore]
-    themes: Mapping[str, PartScore]
     gates: tuple[GateResult, ...]
     eligible: bool
     assurance: Assurance
     assurance_shares: Mapping[Assurance, float]
-    open_controls: tuple[str, ...]
-    open_scope: tuple[str, ...]
-    expired_controls: tuple[str, ...]
     weights: Mapping[str, float] = field(repr=False)
     judgements: Mapping[str, Judgement] = field(repr=False)
     _assessment: Assessment = field(repr=False, compare=False)
@@ -153,6 +150,36 @@ class ScoreReport:
     def overall(self) -> float:
         """The score in [0, 1]: what the answers are worth now, after gates."""
         return self.interval.low
+
+    @cached_property
+    def themes(self) -> Mapping[str, PartScore]:
+        """By theme, for reading; the overall score is made of frameworks."""
+        from fedvox_compliance.aggregate import part_score, ratings_of
+
+        members: dict[str, list[tuple[str, float]]] = {t: [] for t in self._catalogue.themes}
+        for control in self._catalogue.controls.values():
+            members[control.theme].append((control.id, self.weights[control.id]))
+        ratings = ratings_of(self._assessment)
+        return {
+            theme: part_score(found, self.judgements, ratings, allowance=1.0)
+            for theme, found in members.items()
+        }
+
+    @cached_property
+    def open_controls(self) -> tuple[str, ...]:
+        """The controls in scope without an answer, in catalogue order."""
+        return tuple(i for i, j in self.judgements.items() if j.status is Status.OPEN)
+
+    @cached_property
+    def open_scope(self) -> tuple[str, ...]:
+        """The scope questions without an answer."""
+        stated = self._assessment.scope_stated_by(self.on)
+        return tuple(q.id for q in open_scope_questions(self._catalogue, stated))
+
+    @cached_property
+    def expired_controls(self) -> tuple[str, ...]:
+        """The controls whose answer, or whose newest document, is past its last day."""
+        return tuple(i for i, j in self.judgements.items() if not EXPIRED_NOTES.isdisjoint(j.notes))
 
     @property
     def complete(self) -> bool:

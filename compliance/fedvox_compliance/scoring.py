@@ -8,26 +8,26 @@
 that, a control that does not apply leaves the sum on both sides, so it neither rewards nor punishes. Half of
 the overall score is the weakest framework's: security cannot pay for missing privacy.
 
-The sums run in catalogue order, so the order in which answers were given or stored cannot matter, not even in
+Sums run in catalogue order, so the order in which answers were given or stored cannot matter, not even in
 the last bit; and every step is monotone in floating point, so no better answer can lower a score.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 
+from fedvox_compliance.aggregate import NA_ALLOWANCE, blend, part_score, ratings_of
 from fedvox_compliance.assessment import Answer, Assessment
 from fedvox_compliance.catalogue import Catalogue, Control, Gate, Protection
 from fedvox_compliance.errors import AssessmentError
 from fedvox_compliance.judgement import Assurance, Judgement, Note, Status, judge
-from fedvox_compliance.scope import open_scope_questions, out_of_scope
+from fedvox_compliance.scope import out_of_scope
 from fedvox_compliance.score_report import (
+    EXPIRED_NOTES,
     TIER_ABOVE,
     GateResult,
     GateState,
@@ -38,15 +38,10 @@ from fedvox_compliance.score_report import (
 
 GATE_CAP = 0.40
 """The most that a clinic can reach while a gate is not passed."""
-NA_ALLOWANCE = 0.15
-"""The share of a framework's weight that may be answered `not applicable`."""
-WEAKEST_SHARE = 0.5
-"""How much of the overall score is the weakest framework's."""
 ASSURANCE_MAJORITY = 0.8
 """The share of the credited weight that must reach a level before the whole assessment is said to."""
 
 _OUT_OF_SCOPE = Judgement(Status.OUT_OF_SCOPE)
-_EXPIRED = {Note.ANSWER_EXPIRED, Note.EVIDENCE_EXPIRED}
 
 
 def score(
@@ -76,8 +71,11 @@ def score(
     require_same_catalogue(assessment, catalogue)
     used = _weights(catalogue, weights)
     judgements = _judge_all(assessment, catalogue, on, trusted_assessors)
-    frameworks = _parts(catalogue, judgements, used, assessment, by_framework=True)
-    themes = _parts(catalogue, judgements, used, assessment, by_framework=False)
+    ratings = ratings_of(assessment)
+    frameworks = {
+        name: part_score(members, judgements, ratings, allowance=NA_ALLOWANCE)
+        for name, members in _members(catalogue, used).items()
+    }
     gates = tuple(
         GateResult(c.id, c.gate, _gate_state(c, judgements, assessment)) for c in catalogue.gates if c.gate
     )
@@ -96,29 +94,15 @@ def score(
         capped=uncapped > interval.low,
         tier=tier_of(interval.low),
         frameworks=MappingProxyType(frameworks),
-        themes=MappingProxyType(themes),
         gates=gates,
         eligible=_is_eligible(catalogue, gates),
         assurance=_overall_assurance(judgements, gates, shares),
         assurance_shares=MappingProxyType(shares),
-        open_controls=tuple(i for i, j in judgements.items() if j.status is Status.OPEN),
-        open_scope=tuple(q.id for q in open_scope_questions(catalogue, assessment.stated_scope)),
-        expired_controls=tuple(
-            i for i, j in judgements.items() if j.notes and not _EXPIRED.isdisjoint(j.notes)
-        ),
         weights=used,
         judgements=MappingProxyType(judgements),
         _assessment=assessment,
         _catalogue=catalogue,
     )
-
-
-def blend(scores: Sequence[float]) -> float:
-    """Half the weakest framework, half the mean of all; 0 where no framework applies."""
-    if not scores:
-        return 0.0
-    mean = sum(scores) / len(scores)
-    return min(1.0, WEAKEST_SHARE * min(scores) + (1 - WEAKEST_SHARE) * mean)
 
 
 def tier_of(overall: float) -> int:
@@ -159,6 +143,25 @@ def _catalogue_weights(catalogue: Catalogue) -> Mapping[str, float]:
     return MappingProxyType({c.id: float(c.weight) for c in catalogue.controls.values()})
 
 
+def _members(catalogue: Catalogue, weights: Mapping[str, float]) -> dict[str, tuple[tuple[str, float], ...]]:
+    """The controls of each framework with their weights."""
+    if weights is _catalogue_weights(catalogue):
+        return _catalogue_members(catalogue)
+    return _group(catalogue, weights)
+
+
+@lru_cache(maxsize=32)
+def _catalogue_members(catalogue: Catalogue) -> dict[str, tuple[tuple[str, float], ...]]:
+    return _group(catalogue, _catalogue_weights(catalogue))
+
+
+def _group(catalogue: Catalogue, weights: Mapping[str, float]) -> dict[str, tuple[tuple[str, float], ...]]:
+    return {
+        name: tuple((c.id, weights[c.id]) for c in catalogue.controls.values() if c.framework == name)
+        for name in catalogue.frameworks
+    }
+
+
 @lru_cache(maxsize=1024)
 def _out_of_scope(catalogue: Catalogue, stated: frozenset[tuple[str, bool]]) -> frozenset[str]:
     return out_of_scope(catalogue, dict(stated))
@@ -167,81 +170,12 @@ def _out_of_scope(catalogue: Catalogue, stated: frozenset[tuple[str, bool]]) -> 
 def _judge_all(
     assessment: Assessment, catalogue: Catalogue, on: dt.date, trusted: AbstractSet[str]
 ) -> dict[str, Judgement]:
-    stated = frozenset(
-        (name, said.applies) for name, said in assessment.scope.items() if said.answered_on <= on
-    )
+    stated = frozenset(assessment.scope_stated_by(on).items())
     outside, entries = _out_of_scope(catalogue, stated), assessment.entries
     return {
         i: _OUT_OF_SCOPE if i in outside else judge(c, entries.get(i), on, trusted)
         for i, c in catalogue.controls.items()
     }
-
-
-@dataclass(slots=True)
-class _Sum:
-    """What is added up for one framework or theme."""
-
-    low: float = 0.0
-    high: float = 0.0
-    weight: float = 0.0
-    excluded: float = 0.0
-    answered: int = 0
-    applicable: int = 0
-    maturity: int = 0
-    rated: int = 0
-
-
-def _parts(
-    catalogue: Catalogue,
-    judgements: Mapping[str, Judgement],
-    weights: Mapping[str, float],
-    assessment: Assessment,
-    *,
-    by_framework: bool,
-) -> dict[str, PartScore]:
-    sums: dict[str, _Sum] = defaultdict(_Sum)
-    for control in catalogue.controls.values():
-        judged = judgements[control.id]
-        total = sums[control.framework if by_framework else control.theme]
-        if judged.status is not Status.OUT_OF_SCOPE:
-            _add(total, judged, weights[control.id])
-            entry = assessment.entries.get(control.id)
-            if entry is not None and entry.maturity is not None:
-                total.maturity += entry.maturity
-                total.rated += 1
-    names = catalogue.frameworks if by_framework else catalogue.themes
-    return {name: _part(sums[name], allowance=NA_ALLOWANCE if by_framework else 1.0) for name in names}
-
-
-def _add(total: _Sum, judged: Judgement, weight: float) -> None:
-    total.applicable += 1
-    total.weight += weight
-    if judged.status is Status.OPEN:
-        total.high += weight
-        return
-    total.answered += 1
-    if judged.status is Status.NOT_APPLICABLE:
-        total.excluded += weight
-        return
-    total.low += weight * judged.value
-    total.high += weight * judged.value
-
-
-def _part(total: _Sum, *, allowance: float) -> PartScore:
-    excess = max(0.0, total.excluded - allowance * total.weight)
-    divisor = total.weight - total.excluded + excess
-    interval = (
-        Interval(min(1.0, total.low / divisor), min(1.0, total.high / divisor)) if divisor > 0 else None
-    )
-    return PartScore(
-        interval=interval,
-        weight=total.weight,
-        excluded_weight=total.excluded,
-        excess_weight=excess,
-        maturity=total.maturity / total.rated if total.rated else None,
-        answered=total.answered,
-        applicable=total.applicable,
-    )
 
 
 def _gate_state(control: Control, judgements: Mapping[str, Judgement], assessment: Assessment) -> GateState:
@@ -254,7 +188,7 @@ def _gate_state(control: Control, judgements: Mapping[str, Judgement], assessmen
         return GateState.REFUTED
     if assessment.entries[control.id].answer is not Answer.YES or judged.answer_value < 1.0:
         return GateState.FAILED
-    if not _EXPIRED.isdisjoint(judged.notes):
+    if not EXPIRED_NOTES.isdisjoint(judged.notes):
         return GateState.EXPIRED
     return GateState.PASSED if judged.assurance >= Assurance.DOCUMENT else GateState.UNDOCUMENTED
 
