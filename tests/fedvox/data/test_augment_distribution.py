@@ -39,8 +39,8 @@ TRANSFORMS = {  # name -> position in batchgeneratorsv2's list, what to switch o
 @pytest.fixture(scope="module")
 def reference():
     """batchgeneratorsv2's transforms as nnU-Net lists them, from the benchmark that races against them."""
-    path = Path(__file__).parents[3] / "benchmarks" / "loader_reference.py"
-    spec = importlib.util.spec_from_file_location("loader_reference", path)
+    path = Path(__file__).parents[3] / "benchmarks" / "peers" / "nnunet_transforms.py"
+    spec = importlib.util.spec_from_file_location("nnunet_transforms", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
