@@ -42,7 +42,19 @@ function apply(form, found) {
   card.classList.toggle("answered", Boolean(found.saved) || card.classList.contains("answered"));
 }
 
+function lacking(form) {
+  // What the rules will ask for anyway is asked for before it is sent.
+  const answer = form.querySelector("input[name=answer]:checked");
+  if (!answer) return "";
+  const empty = (name) => !form.elements[name].value.trim();
+  if (["not_applicable", "alternative"].includes(answer.value) && empty("reason")) return words.needsReason;
+  if (answer.value === "planned" && empty("due")) return words.needsDate;
+  return "";
+}
+
 async function save(form) {
+  const hint = lacking(form);
+  if (hint) { show(form, "pending", hint); return; }
   if (waiting.has(form)) { waiting.set(form, "again"); return; }
   waiting.set(form, "running");
   show(form, "busy", words.saving);
@@ -85,6 +97,6 @@ document.addEventListener("submit", (event) => {
 
 window.addEventListener("beforeunload", (event) => {
   const typed = document.activeElement && document.activeElement.matches("textarea") && autosaved(document.activeElement);
-  if (waiting.size || document.querySelector(".save.failed")) event.preventDefault();
+  if (waiting.size || document.querySelector(".save.failed, .save.pending")) event.preventDefault();
   else if (typed && document.activeElement.value !== document.activeElement.defaultValue) document.activeElement.blur();
 });
