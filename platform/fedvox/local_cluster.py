@@ -82,6 +82,27 @@ def local_cluster(
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def local_node(cluster: LocalCluster, num_cpus: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Adds a node to a local cluster, for trying what a run does when nodes come and go.
+
+    Yields:
+        The node's process, which leads a session of its own: `end_session` ends the node.
+    """
+    command = [
+        str(Path(sys.executable).with_name("ray")), "start", "--block", f"--address={cluster.gcs_address}",
+        f"--num-cpus={num_cpus}", "--disable-usage-stats", "--node-ip-address=127.0.0.1",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, env={**os.environ, **QUIET}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        end_session(process)
+
+
 def free_ports(count: int) -> list[int]:
     """Ports that were free a moment ago."""
     sockets = [socket.socket() for _ in range(count)]

@@ -39,10 +39,10 @@ def test_the_submitted_code_runs_on_driver_and_workers_whatever_is_installed(
     assert len(run.losses()) == 4
 
 
-def test_the_impostor_is_really_in_the_way(cluster):
+def test_the_impostor_is_really_in_the_way(cluster, tmp_path):
     """Without its own source roots the job would have run the installed version."""
-    code = submit_and_follow(["python", "-c", "'import fedvox'"], cluster.jobs_address, ROOT)
-    assert code == 1
+    (tmp_path / "job.py").write_text("import fedvox\n")
+    assert submit_and_follow(["python", "job.py"], cluster.jobs_address, tmp_path) == 1
 
 
 @pytest.mark.parametrize("expected", [0, 2, 143])

@@ -72,22 +72,32 @@ def submit_and_follow(
     Raises:
         RunError: the job could not be submitted, or it vanished.
     """
-    job = _submit(entrypoint, address, working_dir, submission_id)
-    from ray.job_submission import JobSubmissionClient  # seconds to import
+    from ray.job_submission import JobSubmissionClient
 
-    client = JobSubmissionClient(address)
-    try:
-        _follow(client, job)
-    except KeyboardInterrupt:
-        print(f"\nstopping {job} …", file=sys.stderr)
-        client.stop_job(job)
-        _follow(client, job)
-    details = client.get_job_info(job)
-    if details.driver_exit_code is None:
+    for _ in range(UPLOAD_TRIES):
+        job = _submit(entrypoint, address, working_dir, submission_id)
+        client = JobSubmissionClient(address)
+        try:
+            _follow(client, job)
+        except KeyboardInterrupt:
+            print(f"\nstopping {job} …", file=sys.stderr)
+            client.stop_job(job)
+            _follow(client, job)
+        details = client.get_job_info(job)
+        if details.driver_exit_code is not None:
+            return int(details.driver_exit_code)
         if str(details.status) == "SUCCEEDED":
             return 0
-        raise RunError(f"job {job} ended as {details.status}: {details.message}", "See `ray job logs`.")
-    return int(details.driver_exit_code)
+        if UPLOAD_LOST not in str(details.message) or submission_id is not None:
+            break
+        print("Ray lost the uploaded working directory; submitting again", file=sys.stderr)
+    raise RunError(f"job {job} ended as {details.status}: {details.message}", "See `ray job logs`.")
+
+
+UPLOAD_LOST = "Failed to download runtime_env file package"
+"""Ray deletes an uploaded folder when the last job that used it ends, and may do so between the moment a new job
+finds it there (and skips the upload) and the moment that job needs it."""
+UPLOAD_TRIES = 3
 
 
 def _submit(entrypoint: Sequence[str], address: str, working_dir: Path, submission_id: str | None) -> str:
@@ -121,7 +131,7 @@ def _follow(client: Any, job: str) -> None:
             ended = client.get_job_status(job).is_terminal()
             logs = client.get_job_logs(job)
             if len(logs) > shown:
-                console.print(logs[shown:].rstrip("\n"), markup=False, highlight=False)
+                console.print(logs[shown:].rstrip("\n"), markup=False, highlight=False, soft_wrap=True)
                 shown = len(logs)
             run = run or _run_directory(logs)
             status = run and _status(run)

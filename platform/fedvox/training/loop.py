@@ -264,7 +264,8 @@ class _Loop:
         if progress.step % session.config.log_every == 0 or last:
             session.metrics.write("train", progress.step, {
                 "loss": loss, "lr": lr, "grad_norm": grad_norm, "data_wait_s": round(wait_s, 4),
-                "step_s": round(step_s, 4), "attempt": session.attempt, "damaged_cases": len(progress.damaged),
+                "step_s": round(step_s, 4), "attempt": session.attempt, "workers": session.world.size,
+                "damaged_cases": len(progress.damaged),
             })  # fmt: skip
         if time.monotonic() >= self.next_status or last:
             self.status("training", loss=loss, lr=lr)
