@@ -143,14 +143,15 @@ def _joined(channels: list[np.ndarray], chosen: tuple[int, ...] | None) -> np.nd
 
 def _cropped(volumes: CaseVolumes) -> CaseVolumes:
     """Cuts off the margin where all channels are 0."""
-    box = _nonzero_box(volumes.image)
+    box = nonzero_box(volumes.image)
     image = np.ascontiguousarray(volumes.image[(slice(None), *box)])
     label = None if volumes.label is None else np.ascontiguousarray(volumes.label[box])
     geometry = volumes.geometry.cropped([side.start for side in box], image.shape[1:])
     return CaseVolumes(image, label, geometry, volumes.full_shape, volumes.warnings)
 
 
-def _nonzero_box(image: np.ndarray) -> tuple[slice, slice, slice]:
+def nonzero_box(image: np.ndarray) -> tuple[slice, slice, slice]:
+    """The smallest box (D, H, W) outside of which all channels of an image (C, D, H, W) are 0."""
     occupied = [np.zeros(size, dtype=bool) for size in image.shape[1:]]
     for channel in image:
         for index, plane in enumerate(channel):

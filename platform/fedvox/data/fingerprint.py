@@ -135,7 +135,7 @@ class DatasetFingerprint:
             for index, (channel, median) in enumerate(zip(self.intensity, self.medians, strict=True))
         }
         return {
-            "foreground_intensities_per_channel": channels,
+            "foreground_intensity_properties_per_channel": channels,
             "median_relative_size_after_cropping": self.relative_size,
             "shapes_after_crop": [list(shape) for shape in self.shapes],
             "spacings": [list(spacing) for spacing in self.spacings_mm],

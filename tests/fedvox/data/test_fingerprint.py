@@ -116,12 +116,12 @@ def test_cases_without_foreground_leave_the_intensities_alone_unless_none_has_an
 def test_it_is_written_under_nnunets_names():
     written = join_fingerprints([fingerprint(1), fingerprint(2)]).to_nnunet()
     assert set(written) == {
-        "foreground_intensities_per_channel",
+        "foreground_intensity_properties_per_channel",
         "median_relative_size_after_cropping",
         "shapes_after_crop",
         "spacings",
     }
-    assert set(written["foreground_intensities_per_channel"]["1"]) == {
+    assert set(written["foreground_intensity_properties_per_channel"]["1"]) == {
         "max", "mean", "median", "min", "percentile_00_5", "percentile_99_5", "std",
     }  # fmt: skip
     assert written["median_relative_size_after_cropping"] == 0.5

@@ -120,7 +120,7 @@ def test_intensities_are_those_of_the_foreground_of_all_cases(tmp_path):
     assert found.mean == pytest.approx(np.mean([values.mean() for values in inside]))
     assert (found.min, found.max) == (min(v.min() for v in inside), max(v.max() for v in inside))
     written = json.loads((tmp_path / "store/fingerprint.json").read_text())
-    assert written["foreground_intensities_per_channel"]["0"]["mean"] == pytest.approx(found.mean)
+    assert written["foreground_intensity_properties_per_channel"]["0"]["mean"] == pytest.approx(found.mean)
     assert written["spacings"] == [[3.0, 1.5, 1.5]] * 2
 
 
