@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fedvox_compliance.assessment import Answer, Entry, Evidence
 from fedvox_compliance.catalogue import Control, ScopeQuestion
-from fedvox_compliance.errors import AssessmentError, EvidenceError
+from fedvox_compliance.errors import AssessmentError, ConflictError, EvidenceError
 from fedvox_compliance.interface import format_date
 from fedvox_compliance.messages import Messages
 from fedvox_compliance.questionnaire import Progress, Selection, is_answered, steps_of
@@ -151,7 +151,7 @@ class Dialogue:
             self._space.answer(
                 control.id, answer, author=self._asking.author, reason=reason, maturity=maturity, due=due
             )
-        except AssessmentError as wrong:
+        except (AssessmentError, ConflictError) as wrong:
             self._terminal.say(str(wrong), "problem")
             return self._ask_control(control)
         if answer in _WITH_DOCUMENTS and self._asking.ask_documents:
@@ -258,7 +258,7 @@ class Dialogue:
             try:
                 if not self._take_over(control, typed, offered):
                     self._add_document(control, typed)
-            except (EvidenceError, AssessmentError) as wrong:
+            except (EvidenceError, AssessmentError, ConflictError) as wrong:
                 self._terminal.say(str(wrong), "problem")
 
     def _take_over(self, control: Control, typed: str, offered: tuple[Suggestion, ...]) -> bool:

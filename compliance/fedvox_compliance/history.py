@@ -27,6 +27,7 @@ import datetime as dt
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,7 +35,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, Val
 
 from fedvox_compliance.assessment import Assessment, Entry, HistoryRef, Name, ScopeAnswer, Sha256, to_jsonable
 from fedvox_compliance.canonical import canonical_json, sha256_of
-from fedvox_compliance.errors import AssessmentError, IntegrityError
+from fedvox_compliance.errors import AssessmentError, IntegrityError, UsageError
 from fedvox_compliance.files import (
     ASSESSMENT_FILE,
     HISTORY_FILE,
@@ -113,8 +114,16 @@ def encode_line(
 
 
 def append_line(folder: Path, data: bytes, *, valid_bytes: int) -> None:
-    """Add a line and wait until it is on disk; what a crash left behind `valid_bytes` is cut off first."""
-    handle = os.open(folder / HISTORY_FILE, os.O_WRONLY | os.O_CREAT, 0o600)
+    """Add a line and wait until it is on disk; what a crash left behind `valid_bytes` is cut off first.
+
+    Raises:
+        UsageError: the disk is full or read-only. Nothing of the line is left.
+    """
+    path = folder / HISTORY_FILE
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+    except OSError as wrong:
+        raise UsageError(f"{path}: {wrong.strerror}", "Check your rights on the folder.") from wrong
     try:
         os.ftruncate(handle, valid_bytes)
         os.lseek(handle, valid_bytes, os.SEEK_SET)
@@ -122,6 +131,12 @@ def append_line(folder: Path, data: bytes, *, valid_bytes: int) -> None:
         while view:
             view = view[os.write(handle, view) :]
         os.fsync(handle)
+    except OSError as wrong:
+        with suppress(OSError):
+            os.ftruncate(handle, valid_bytes)
+        raise UsageError(
+            f"{path}: {wrong.strerror}; the change was not made", "Make room, then try again."
+        ) from wrong
     finally:
         os.close(handle)
 
@@ -158,22 +173,7 @@ def read_state(folder: Path) -> Assessment:
         AssessmentError: there is no assessment in the folder.
         IntegrityError: state and history contradict each other.
     """
-    lines, _ = read_lines(folder)
-    path = folder / ASSESSMENT_FILE
-    if not path.exists() and not lines:
-        raise AssessmentError(
-            f"{folder}: holds no assessment", "Start one with `fedvox-compliance new FOLDER`."
-        )
-    if not path.exists():
-        return replay(lines)
-    state = parse_assessment(read_limited(path), source=str(path))
-    seen = state.history
-    if seen.length > len(lines) or seen.head != (lines[seen.length - 1].sha256 if seen.length else START):
-        raise IntegrityError(
-            f"{folder}: {ASSESSMENT_FILE} names line {seen.length} of a history that does not hold it",
-            "The history was cut or exchanged. Restore the folder from a copy; do not sign this assessment.",
-        )
-    return replay(lines[seen.length :], state)
+    return _state(folder, read_lines(folder)[0])
 
 
 def verify_history(folder: Path) -> Assessment:
@@ -219,6 +219,24 @@ def replay(lines: Iterable[Line], state: Assessment | None = None) -> Assessment
         raise IntegrityError(
             f"the history leads to no valid assessment: {problem['loc']}: {problem['msg']}"
         ) from None
+
+
+def _state(folder: Path, lines: list[Line]) -> Assessment:
+    path = folder / ASSESSMENT_FILE
+    if not path.exists() and not lines:
+        raise AssessmentError(
+            f"{folder}: holds no assessment", "Start one with `fedvox-compliance new FOLDER`."
+        )
+    if not path.exists():
+        return replay(lines)
+    state = parse_assessment(read_limited(path), source=str(path))
+    seen = state.history
+    if seen.length > len(lines) or seen.head != (lines[seen.length - 1].sha256 if seen.length else START):
+        raise IntegrityError(
+            f"{folder}: {ASSESSMENT_FILE} names line {seen.length} of a history that does not hold it",
+            "The history was cut or exchanged. Restore the folder from a copy; do not sign this assessment.",
+        )
+    return replay(lines[seen.length :], state)
 
 
 def _apply(raw: dict[str, Any], change: Change) -> None:

@@ -21,8 +21,8 @@ from functools import lru_cache
 from types import MappingProxyType
 
 from fedvox_compliance.aggregate import NA_ALLOWANCE, blend, part_score, ratings_of
-from fedvox_compliance.assessment import Answer, Assessment
-from fedvox_compliance.catalogue import Catalogue, Control, Gate, Protection
+from fedvox_compliance.assessment import Assessment
+from fedvox_compliance.catalogue import Catalogue, Gate, Protection
 from fedvox_compliance.errors import AssessmentError
 from fedvox_compliance.judgement import Assurance, Judgement, Note, Status, judge
 from fedvox_compliance.scope import out_of_scope
@@ -76,9 +76,7 @@ def score(
         name: part_score(members, judgements, ratings, allowance=NA_ALLOWANCE)
         for name, members in _members(catalogue, used).items()
     }
-    gates = tuple(
-        GateResult(c.id, c.gate, _gate_state(c, judgements, assessment)) for c in catalogue.gates if c.gate
-    )
+    gates = tuple(GateResult(c.id, c.gate, _gate_state(judgements[c.id])) for c in catalogue.gates if c.gate)
     interval, uncapped = _overall(frameworks.values(), gates)
     shares = _assurance_shares(judgements, used)
     return ScoreReport(
@@ -178,15 +176,14 @@ def _judge_all(
     }
 
 
-def _gate_state(control: Control, judgements: Mapping[str, Judgement], assessment: Assessment) -> GateState:
-    judged = judgements[control.id]
+def _gate_state(judged: Judgement) -> GateState:
     if judged.status is Status.OUT_OF_SCOPE:
         return GateState.OUT_OF_SCOPE
     if judged.status is Status.OPEN:
         return GateState.OPEN
     if Note.REFUTED in judged.notes:
         return GateState.REFUTED
-    if assessment.entries[control.id].answer is not Answer.YES or judged.answer_value < 1.0:
+    if judged.answer_value < 1.0:  # anything but a yes that its own maturity does not contradict
         return GateState.FAILED
     if not EXPIRED_NOTES.isdisjoint(judged.notes):
         return GateState.EXPIRED
