@@ -15,9 +15,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900
 @pytest.fixture(scope="module")
 def cluster(cluster_environment):
     """A head with room for one worker."""
-    with local_cluster(
-        1, environment={**cluster_environment, "RAY_health_check_period_ms": "1000"}
-    ) as started:
+    with local_cluster(1, environment=cluster_environment) as started:
         yield started
 
 

@@ -148,7 +148,6 @@ class ComputeSection(Config):
     cpus_per_worker: float = Field(1.0, gt=0)
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 autocast on GPUs, fp32 on CPUs."""
-    compile: bool = False
     max_failures: int = Field(8, ge=-1)
     """Restarts of the worker group before the run fails; -1 for no limit. (Ray's own default is 0.)"""
     torch_threads: int | None = Field(None, ge=1)

@@ -35,11 +35,15 @@ def draw_run(session: Session) -> None:
     save_figure(
         curves(session.run.metrics(), session.config.name), session.run.child("figures", "curves.png")
     )
-    for row in session.split.validation[: session.config.validation.overlays]:
-        record = session.store.record(int(row))
-        session.network.eval()
+    session.network.eval()
+    whole = [
+        int(row) for row in session.split.validation
+        if session.store.case_ids[int(row)] not in session.progress.damaged
+    ]  # fmt: skip
+    for row in whole[: session.config.validation.overlays]:
+        record = session.store.record(row)
         image, reference, prediction = predict_case(
-            session.network, session.store, int(row), session.window, session.world.device, session.autocast
+            session.network, session.store, row, session.window, session.world.device, session.autocast
         )
         figure = overlay(
             image[0],

@@ -187,6 +187,7 @@ class _Loop:
             session.world, autocast=session.autocast,
         )  # fmt: skip
         self.validated = result
+        progress.damaged.update(result.damaged)
         dice = result.mean_foreground
         if counts and not math.isnan(dice):
             keep = session.config.validation.ema

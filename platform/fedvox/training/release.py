@@ -33,6 +33,8 @@ class ModelInfo:
         normalization: `ct` or `zscore`.
         intensity: statistics that the `ct` normalisation uses.
         provenance: run, step, Dice, versions, hash of the weights.
+        modality: of the training volumes: "CT", "MR", …; empty where it is not known.
+        crop_to_nonzero: whether their margin where all channels are 0 was cut off.
     """
 
     name: str
@@ -44,6 +46,8 @@ class ModelInfo:
     normalization: str
     intensity: Any
     provenance: dict[str, Any] = field(default_factory=dict)
+    modality: str = ""
+    crop_to_nonzero: bool = False
 
 
 def write_release(model: nn.Module, info: ModelInfo, folder: Location) -> None:

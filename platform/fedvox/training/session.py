@@ -58,7 +58,7 @@ class Session:
     """One worker's training: data, network, optimiser, files.
 
     Attributes:
-        network: the bare network; `model` is the same one compiled and wrapped in DDP.
+        network: the bare network; `model` is the same one, wrapped in DDP if there are several workers.
         metrics: the log of this attempt, on worker 0 only.
     """
 
@@ -129,7 +129,7 @@ def open_session(config: PretrainConfig, world: World) -> Session:
     optimizer = build_optimizer(config.optimizer, network)
     progress = restore_progress(config, store, run, network, optimizer)
     attempt = world.from_first(run.next_attempt() if world.rank == 0 else 0)
-    model: nn.Module = torch.compile(network) if config.compute.compile else network  # type: ignore[assignment]
+    model: nn.Module = network
     if world.size > 1:
         devices = [world.device] if world.device.type == "cuda" else None
         model = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
@@ -267,6 +267,8 @@ def model_info(config: PretrainConfig, store: BrickStore, provenance: dict[str, 
         normalization=meta.normalization,
         intensity=meta.intensity,
         provenance=provenance,
+        modality=meta.modality,
+        crop_to_nonzero=meta.crop_to_nonzero,
     )
 
 

@@ -7,7 +7,7 @@ Dice; what the network predicts there counts neither for nor against it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fedvox.data.loader import normalize
 from fedvox.data.store import BrickStore
+from fedvox.errors import DamagedCase
 from fedvox.evaluation.dice import DiceCounts, dice_counts
 from fedvox.inference.sliding_window import SlidingWindow, predict_logits
 from fedvox.training.loss import IGNORE, merge_unannotated
@@ -28,13 +29,15 @@ class ValidationResult:
 
     Attributes:
         case_ids: one name a row.
-        dice: `(N, K)`, NaN where the structure is neither in the reference nor predicted, or is not
-        annotated. structures: K names, background first.
+        dice: `(N, K)`, NaN where neither reference nor prediction has the structure, or nobody annotated it.
+        structures: K names, background first.
+        damaged: cases whose file is damaged, with the reason; their rows are NaN.
     """
 
     case_ids: tuple[str, ...]
     dice: np.ndarray
     structures: tuple[str, ...]
+    damaged: dict[str, str] = field(default_factory=dict)
 
     @property
     def per_structure(self) -> dict[str, float]:
@@ -109,13 +112,18 @@ def validate(
     """
     structures = store.meta.structures
     counts = torch.zeros(len(rows), 3, len(structures), dtype=torch.float64)
+    damaged: dict[str, str] = {}
     was_training = model.training
     model.eval()
     try:
         for done, position in enumerate(range(world.rank, len(rows), world.size), start=1):
-            _, reference, prediction = predict_case(
-                model, store, rows[position], window, world.device, autocast
-            )
+            try:
+                _, reference, prediction = predict_case(
+                    model, store, rows[position], window, world.device, autocast
+                )
+            except DamagedCase as error:
+                damaged[store.case_ids[rows[position]]] = error.message
+                continue
             ignored = reference < 0
             found = dice_counts(reference[~ignored], prediction[~ignored], len(structures))
             counts[position] = torch.stack([found.intersection, found.reference, found.prediction])
@@ -125,7 +133,8 @@ def validate(
         model.train(was_training)
     counts = world.sum(counts).cpu()
     dice = DiceCounts(counts[:, 0], counts[:, 1], counts[:, 2]).dice().numpy()
-    annotated = np.array([store.annotated(row) for row in rows]).reshape(dice.shape)
-    return ValidationResult(
-        tuple(store.record(row).case_id for row in rows), np.where(annotated, dice, np.nan), tuple(structures)
-    )
+    damaged = world.merge(damaged)
+    case_ids = tuple(store.case_ids[row] for row in rows)
+    judged = np.array([store.annotated(row) for row in rows]).reshape(dice.shape)
+    judged[[case_id in damaged for case_id in case_ids]] = False
+    return ValidationResult(case_ids, np.where(judged, dice, np.nan), tuple(structures), damaged)
