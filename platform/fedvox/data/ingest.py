@@ -116,6 +116,7 @@ def _meta(
         label_sets={**space.annotated, **unlabelled},
         normalization="ct" if sources.modality == "CT" else "zscore",
         spacing_mm=spacing,
+        crop_to_nonzero=config.crop_to_nonzero,
     )
 
 

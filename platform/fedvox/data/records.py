@@ -154,6 +154,7 @@ class StoreMeta:
             `zscore` (by each case's own).
         spacing_mm: (D, H, W) where all cases were resampled to one spacing.
         intensity: over the foreground of the whole data set, one entry a channel; empty until known.
+        crop_to_nonzero: whether the margin where all channels are 0 was cut off.
         created: ISO 8601, UTC.
         fedvox_version: that wrote the store.
         schema_version: of the store.
@@ -167,6 +168,7 @@ class StoreMeta:
     normalization: str
     spacing_mm: tuple[float, float, float] | None = None
     intensity: tuple[ChannelIntensity, ...] = ()
+    crop_to_nonzero: bool = False
     created: str = ""
     fedvox_version: str = ""
     schema_version: int = SCHEMA_VERSION
