@@ -196,6 +196,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _put(location: Location, data: memoryview) -> None:
-    with location.filesystem.open_output_stream(location.path) as stream:
+    # without `compression=None` pyarrow gzips what is called *.gz, a second time
+    with location.filesystem.open_output_stream(location.path, compression=None) as stream:
         for begin in range(0, len(data), _UPLOAD_CHUNK_BYTES):
             stream.write(data[begin : begin + _UPLOAD_CHUNK_BYTES])
