@@ -56,13 +56,12 @@ def local_cluster(
     """
     # Ray's socket paths must stay under 107 bytes: a short folder, not the user's TMPDIR.
     folder = Path(tempfile.mkdtemp(prefix="fvray-", dir="/tmp" if Path("/tmp").is_dir() else None))
-    gcs, dashboard, client, agent, agent_grpc, env_agent, metrics = free_ports(7)
+    gcs, dashboard, client = free_ports(3)
     command = [
         str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats",
         f"--num-cpus={num_cpus}", f"--port={gcs}", f"--dashboard-port={dashboard}", "--include-dashboard=true",
-        f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}",
-        f"--dashboard-agent-grpc-port={agent_grpc}", f"--runtime-env-agent-port={env_agent}",
-        f"--metrics-export-port={metrics}", f"--temp-dir={folder}", "--node-ip-address=127.0.0.1",
+        f"--ray-client-server-port={client}", f"--temp-dir={folder}", "--node-ip-address=127.0.0.1",
+        *_agent_ports(),
     ]  # fmt: skip
     output = (folder / "start.log").open("wb")
     inherited = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
@@ -91,7 +90,7 @@ def local_node(cluster: LocalCluster, num_cpus: int) -> Iterator[subprocess.Pope
     """
     command = [
         str(Path(sys.executable).with_name("ray")), "start", "--block", f"--address={cluster.gcs_address}",
-        f"--num-cpus={num_cpus}", "--disable-usage-stats", "--node-ip-address=127.0.0.1",
+        f"--num-cpus={num_cpus}", "--disable-usage-stats", "--node-ip-address=127.0.0.1", *_agent_ports(),
     ]  # fmt: skip
     process = subprocess.Popen(
         command, env={**os.environ, **QUIET}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
@@ -101,6 +100,17 @@ def local_node(cluster: LocalCluster, num_cpus: int) -> Iterator[subprocess.Pope
         yield process
     finally:
         end_session(process)
+
+
+def _agent_ports() -> list[str]:
+    """Free ports for a node's agents: with the defaults, a second node on a host ends with its agent."""
+    names = (
+        "dashboard-agent-listen-port",
+        "dashboard-agent-grpc-port",
+        "runtime-env-agent-port",
+        "metrics-export-port",
+    )
+    return [f"--{name}={port}" for name, port in zip(names, free_ports(len(names)), strict=True)]
 
 
 def free_ports(count: int) -> list[int]:

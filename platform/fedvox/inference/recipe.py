@@ -37,8 +37,12 @@ class Recipe:
     pad_value: float | None = None
 
     @classmethod
-    def of(cls, info: ModelInfo) -> Recipe:
+    def of(cls, info: ModelInfo, *, patch_size: Size3 | None = None) -> Recipe:
         """The recipe in a release.
+
+        Args:
+            info: content of model.json.
+            patch_size: (D, H, W) of the windows; None for that of training.
 
         Raises:
             CheckpointError: the intensities are not readable.
@@ -49,7 +53,7 @@ class Recipe:
             raise CheckpointError(
                 f"model.json: intensity is not readable: {error}", "Export the model again."
             ) from error
-        depth, height, width = info.patch_size
+        depth, height, width = patch_size or info.patch_size
         return cls(
             spacing_mm=info.spacing_mm,
             patch_size=(depth, height, width),

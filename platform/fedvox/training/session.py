@@ -20,7 +20,7 @@ from fedvox.data.store import BrickStore
 from fedvox.errors import CheckpointError, ConfigError
 from fedvox.inference.sliding_window import SlidingWindow
 from fedvox.models.registry import build_model
-from fedvox.training.checkpoint import CheckpointStore, Snapshot, Writer, load_latest
+from fedvox.training.checkpoint import CheckpointStore, Snapshot, Writer, load, load_latest, step_name
 from fedvox.training.config import DataSection, ExpectedStore, PretrainConfig, expand
 from fedvox.training.loss import DeepSupervision, DiceCrossEntropy
 from fedvox.training.optimizer import build_optimizer
@@ -127,7 +127,7 @@ def open_session(config: PretrainConfig, world: World) -> Session:
     torch.manual_seed(config.seed)
     network = build_network(config, store).to(world.device)
     optimizer = build_optimizer(config.optimizer, network)
-    progress = restore_progress(config, store, run, network, optimizer)
+    progress = restore_progress(config, store, run, network, optimizer, world)
     attempt = world.from_first(run.next_attempt() if world.rank == 0 else 0)
     model: nn.Module = network
     if world.size > 1:
@@ -273,16 +273,26 @@ def model_info(config: PretrainConfig, store: BrickStore, provenance: dict[str, 
 
 
 def restore_progress(
-    config: PretrainConfig, store: BrickStore, run: RunDirectory, network: nn.Module, optimizer: Optimizer
+    config: PretrainConfig,
+    store: BrickStore,
+    run: RunDirectory,
+    network: nn.Module,
+    optimizer: Optimizer,
+    world: World,
 ) -> Progress:
     """Restores the newest intact checkpoint into network and optimiser; a fresh `Progress` if there is none.
+
+    Worker 0 chooses the checkpoint for all: a worker of a dying attempt might still commit one meanwhile.
 
     Raises:
         CheckpointError: see `check_architecture`.
     """
-    snapshot = load_latest(run.checkpoints)
-    if snapshot is None:
+    snapshot = load_latest(run.checkpoints) if world.rank == 0 else None
+    step = world.from_first(snapshot.step if snapshot is not None else -1)
+    if step < 0:
         return Progress()
+    if snapshot is None:
+        snapshot = load(run.checkpoints.child(step_name(step)))
     check_architecture(config, store, snapshot.meta, run)
     restore(network, optimizer, snapshot.tensors)
     return Progress(**snapshot.meta["progress"])
