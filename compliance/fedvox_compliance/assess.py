@@ -38,7 +38,7 @@ from fedvox_compliance.keys import PublicKey, node_key_fingerprint
 from fedvox_compliance.sampling import DEFAULT_SHARE, commitment_of, draw, seed_of
 from fedvox_compliance.scope import out_of_scope
 from fedvox_compliance.score_report import ScoreReport
-from fedvox_compliance.scoring import require_same_catalogue, score
+from fedvox_compliance.scoring import require_same_catalogue, score, tier_of
 from fedvox_compliance.statement import (
     AnswersRef,
     Assessor,
@@ -47,6 +47,7 @@ from fedvox_compliance.statement import (
     Engine,
     Predicate,
     Result,
+    Statement,
     score_text,
 )
 
@@ -291,6 +292,26 @@ def attest(
     return predicate, report
 
 
+def require_agreement(
+    statement: Statement, record: AssessorRecord, folder: Path, catalogue: Catalogue
+) -> None:
+    """Before a countersignature: come to the same result from the same answers and findings.
+
+    Raises:
+        IntegrityError: another submission, other findings, or another result.
+        IncompleteError: see `require_signable`.
+    """
+    require_signable(record)
+    body = statement.predicate
+    report = recompute(record, folder, catalogue, on=dt.date.fromisoformat(body.result.on))
+    mine = (record.submission, _checks(record), _result(report))
+    if mine != (body.answers.sha256, body.checks, body.result):
+        raise IntegrityError(
+            f"the attestation {body.serial} does not follow from these answers and findings",
+            "Do not countersign; compare the working papers with the first assessor.",
+        )
+
+
 def require_continuity(folder: Path, previous: AnswersRef) -> None:
     """Make sure that a clinic's history goes on from where it was last countersigned.
 
@@ -361,10 +382,13 @@ def _share_not_shown(record: AssessorRecord) -> float:
 
 
 def _result(report: ScoreReport) -> Result:
+    written = score_text(report.overall)
     return Result(
         on=report.on.isoformat(),
-        score=score_text(report.overall),
-        tier=report.tier,
+        score=written,
+        tier=tier_of(
+            float(written)
+        ),  # of what is written, so that cutting the score cannot contradict the tier
         eligible=report.eligible,
         gates_passed=not report.failed_gates,
         complete=report.complete,

@@ -235,11 +235,9 @@ def _check_signers(body: Predicate, signers: list[TrustedKey], store: TrustStore
         _check_signer(body, key)
     if body.assessor.key_id not in {key.key_id for key in signers}:
         raise AttestationRefused(Reason.BAD_SIGNATURE, "the assessor named in it has not signed it")
-    needed = store.required_signatures if _assurance(body) is Assurance.VERIFIED else 1
-    if len(signers) < needed:
-        raise AttestationRefused(
-            Reason.TOO_FEW_SIGNATURES, f"{len(signers)} of {needed} assessors have signed"
-        )
+    if len(signers) < store.required_signatures:
+        needed = store.required_signatures
+        raise AttestationRefused(Reason.TOO_FEW_SIGNATURES, f"{len(signers)} of {needed} have signed")
 
 
 def _check_signer(body: Predicate, key: TrustedKey) -> None:
@@ -249,12 +247,13 @@ def _check_signer(body: Predicate, key: TrustedKey) -> None:
     if not key.valid_from <= body.issued_at < key.valid_until:
         period = f"{key.valid_from:%Y-%m-%d} to {key.valid_until:%Y-%m-%d}"
         raise AttestationRefused(Reason.KEY_NOT_VALID, f"the key of {key.name} is valid from {period}")
-    allowed = Role.ASSESSOR in key.roles or (
-        Role.REVIEWER in key.roles and _assurance(body) < Assurance.VERIFIED
-    )
-    if not allowed:
+    leads = key.key_id == body.assessor.key_id
+    if Role.ASSESSOR not in key.roles and (leads or Role.REVIEWER not in key.roles):
+        what = "sign as assessor" if leads else "countersign"
+        raise AttestationRefused(Reason.ROLE_NOT_ALLOWED, f"the key of {key.name} may not {what}")
+    if leads and key.name != body.assessor.name:
         raise AttestationRefused(
-            Reason.ROLE_NOT_ALLOWED, f"the key of {key.name} may not sign assurance {body.result.assurance!r}"
+            Reason.ROLE_NOT_ALLOWED, f"the key belongs to {key.name}, not to {body.assessor.name}"
         )
     if key.studies and body.study not in key.studies:
         raise AttestationRefused(

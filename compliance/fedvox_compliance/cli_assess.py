@@ -18,6 +18,7 @@ from fedvox_compliance.cli_common import (
     emit,
     tell,
 )
+from fedvox_compliance.cli_trust import KeyOption, signing_key
 
 if TYPE_CHECKING:
     from fedvox_compliance.assessor_record import AssessorRecord, Finding
@@ -181,6 +182,31 @@ def status(
         f"{'eligible' if report.eligible else 'NOT eligible'}, assurance {report.assurance.label}"
     )
     emit(value, text, as_json=as_json)
+
+
+@app.command()
+def countersign(
+    folder: FolderArgument,
+    record: RecordArgument,
+    envelope: Annotated[
+        Path, typer.Argument(help="The attestation; the signature is added to it.", show_default=False)
+    ],
+    key: KeyOption,
+    no_input: NoInputOption = False,
+) -> None:
+    """Add a second signature, after coming to the same result from the same answers and findings."""
+    from fedvox_compliance import attestation
+    from fedvox_compliance.assess import require_agreement
+    from fedvox_compliance.assessor_record import load_record
+    from fedvox_compliance.dsse import MAX_ENVELOPE_BYTES
+    from fedvox_compliance.files import read_limited, write_atomic
+    from fedvox_compliance.workspace import Workspace
+
+    data = read_limited(envelope, MAX_ENVELOPE_BYTES)
+    statement = attestation.read_unverified(data)
+    require_agreement(statement, load_record(record), folder, Workspace.open(folder).catalogue)
+    write_atomic(envelope, attestation.countersign(data, signing_key(key, no_input=no_input)), mode=0o644)
+    tell(f"{envelope}: countersigned, serial {statement.predicate.serial}")
 
 
 def _describe(space: Workspace, control_id: str, language: str) -> str:

@@ -17,6 +17,7 @@ from fedvox_compliance.assessment import Line, Name, Sha256
 from fedvox_compliance.canonical import NotCanonical, canonical_json, parse_canonical
 from fedvox_compliance.catalogue import Catalogue
 from fedvox_compliance.instant import Instant
+from fedvox_compliance.scoring import GATE_CAP, tier_of
 from fedvox_compliance.trust import MAX_VALIDITY_DAYS, Serial
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -98,6 +99,15 @@ class Result(_Model):
     gates_passed: bool
     complete: bool
     assurance: Line
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        score = float(self.score)
+        if self.tier != tier_of(score):
+            raise ValueError(f"a score of {self.score} is tier {tier_of(score)}, not {self.tier}")
+        if not self.gates_passed and score > GATE_CAP:
+            raise ValueError(f"the score is {self.score} although a gate is not passed")
+        return self
 
 
 class Checks(_Model):

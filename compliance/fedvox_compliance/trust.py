@@ -46,7 +46,7 @@ class Role(StrEnum):
     ASSESSOR = "assessor"
     """Signs attestations of any assurance level."""
     REVIEWER = "reviewer"
-    """Signs attestations that rest on the clinic's own two persons, never on checked evidence."""
+    """Countersigns what an assessor has signed; alone it counts nothing."""
     OBSERVER = "observer"
     """Listed, so that its signatures are recognised, but signs nothing that counts."""
 
@@ -154,8 +154,7 @@ class TrustStore(_Model):
     Attributes:
         sequence: raised by every change.
         valid_until: after this, the store must be signed afresh, even if nothing changed.
-        required_signatures: how many different assessors must sign an attestation that rests on checked
-            evidence.
+        required_signatures: how many different keys must sign an attestation; one of them the assessor's.
         root_rotations: from the first root key to the present one, oldest first.
     """
 

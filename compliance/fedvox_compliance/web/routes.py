@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from functools import lru_cache
+from importlib import resources
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -67,6 +68,15 @@ async def overview(request: Request) -> Response:
         "overview.html.j2",
         lambda pages: {"chart": pages.chart(labels=True), "steps": pages.next_steps()},
     )
+
+
+@router.get("/static/report.css")
+async def base_style() -> Response:
+    """The style that form and report share."""
+    text = (resources.files("fedvox_compliance.report") / "templates" / "report.css").read_text(
+        encoding="utf-8"
+    )
+    return Response(text, media_type="text/css")
 
 
 @router.get("/scope")

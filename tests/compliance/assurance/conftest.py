@@ -99,7 +99,9 @@ class Federation:
     def envelope(self, *signers: SigningKey, **changes: Any) -> bytes:
         """A signed envelope; the first signer is named as the assessor unless changed."""
         keys = signers or (self.assessor,)
-        changes = {"assessor__key_id": keys[0].public.key_id} | changes
+        lead = keys[0].public.key_id
+        listed = self.store.find(lead)
+        changes = {"assessor__key_id": lead, "assessor__name": listed.name if listed else "Nobody"} | changes
         return issue(self.predicate(**changes), *keys)
 
     def verify(self, envelope: bytes, **changes: Any) -> Any:

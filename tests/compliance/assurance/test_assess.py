@@ -306,6 +306,26 @@ def test_a_rewritten_history_contradicts_the_countersigned_head(
         assess.require_continuity(clinic, answers)
 
 
+def test_a_second_assessor_countersigns_only_what_follows_from_the_answers(
+    begun: AssessorRecord, clinic: Path, catalogue: Catalogue, federation: Any, make: SimpleNamespace
+) -> None:
+    record = look_at_all(begun, clinic, make)
+    statement = federation.verify(sign(record, clinic, catalogue, federation, make)).statement
+    assess.require_agreement(statement, record, clinic, catalogue)
+    kinder = statement.model_copy(
+        update={
+            "predicate": statement.predicate.model_copy(
+                update={"result": statement.predicate.result.model_copy(update={"score": "0.7999"})}
+            )
+        }
+    )
+    with pytest.raises(IntegrityError, match="does not follow"):
+        assess.require_agreement(kinder, record, clinic, catalogue)
+    stricter = look_at_all(begun, clinic, make, **{begun.drawn[0]: Finding.NOT_SHOWN})
+    with pytest.raises(IntegrityError, match="does not follow"):
+        assess.require_agreement(statement, stricter, clinic, catalogue)
+
+
 def test_the_working_paper_survives_its_file_and_betrays_edits(begun: AssessorRecord, tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     save_record(begun, path)

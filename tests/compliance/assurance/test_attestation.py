@@ -144,9 +144,17 @@ REFUSALS: dict[str, tuple[Reason, Change]] = {
         ),
     ),
     "an observer": (Reason.ROLE_NOT_ALLOWED, lambda f, m: (f.envelope(m.key(4)), {})),
-    "a reviewer who claims checked evidence": (
+    "a reviewer who signs as the assessor": (
         Reason.ROLE_NOT_ALLOWED,
-        lambda f, m: (f.envelope(m.key(3), result__assurance="verified"), {}),
+        lambda f, m: (f.envelope(m.key(3)), {}),
+    ),
+    "an observer who countersigns": (
+        Reason.ROLE_NOT_ALLOWED,
+        lambda f, m: (countersign(f.envelope(), m.key(4)), {}),
+    ),
+    "an assessor under another's name": (
+        Reason.ROLE_NOT_ALLOWED,
+        lambda f, m: (f.envelope(assessor__name="B. Second"), {}),
     ),
     "an assessor of another study": (Reason.ROLE_NOT_ALLOWED, lambda f, m: (f.envelope(m.key(5)), {})),
     "one signature where the study wants two": (
@@ -233,19 +241,15 @@ def test_a_retired_key_keeps_what_it_signed_before(federation: Any, make: Simple
     assert federation.verify(federation.envelope(), store=store).tier == 3
 
 
-def test_a_reviewer_may_sign_what_rests_on_the_clinics_own_people(
-    federation: Any, make: SimpleNamespace
+@pytest.mark.parametrize("second", [2, 3])
+def test_an_assessor_and_another_key_satisfy_a_study_that_wants_two(
+    second: int, federation: Any, make: SimpleNamespace
 ) -> None:
-    envelope = federation.envelope(make.key(3), result__assurance="second_person")
-    assert federation.verify(envelope).assurance is Assurance.SECOND_PERSON
-
-
-def test_two_assessors_satisfy_a_study_that_wants_two(federation: Any, make: SimpleNamespace) -> None:
     store = with_store(federation, required_signatures=2)
-    envelope = countersign(federation.envelope(result__assurance="verified"), make.key(2))
+    envelope = countersign(federation.envelope(), make.key(second))
     assert set(federation.verify(envelope, store=store).key_ids) == {
         make.key(1).public.key_id,
-        make.key(2).public.key_id,
+        make.key(second).public.key_id,
     }
 
 
@@ -460,6 +464,9 @@ def test_no_forged_signature_is_accepted(federation: Any, genuine: bytes) -> Non
         {"tier": "3"},
         {"tier": True},
         {"tier": -1},
+        {"tier": 4},
+        {"score": "0.8001"},
+        {"gates_passed": False},
         {"eligible": 1},
         {"eligible": "true"},
         {"assurance": "excellent"},

@@ -128,6 +128,24 @@ def test_from_keys_to_a_verified_attestation(run: Run, submitted: Path, coordina
     assert int(status["overall"] * 10_000) / 10_000 == verified["score"]
 
 
+def test_a_study_that_wants_two_signatures_gets_them(
+    run: Run, submitted: Path, coordinator: list[object]
+) -> None:
+    until = dt.datetime.now(dt.UTC).date() + dt.timedelta(days=100)
+    assert run("keygen", "second.pem").code == 0
+    two = ["--store", "two.json", "--root", "root.pem.pub"]
+    assert run("trust", "init", "--store", "two.json", "--key", "root.pem", "--signatures", 2).code == 0
+    for key, name, role in (("assessor", "Dr. P", "assessor"), ("second", "Q", "reviewer")):
+        options = ["--key", "root.pem", "--name", name, "--until", until, "--role", role]
+        assert run("trust", "add", f"{key}.pem.pub", *two, *options).code == 0
+    assess_all(run, submitted)
+    sign(run, submitted)
+    assert "too few signatures" in verify(run, two).err
+    added = run("assess", "countersign", submitted, "paper.json", "attestation.json", "--key", "second.pem")
+    assert added.code == 0, added.err
+    assert verify(run, two).code == 0
+
+
 @pytest.mark.parametrize(
     ("others", "reason"),
     [

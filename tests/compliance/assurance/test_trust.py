@@ -179,7 +179,12 @@ def test_the_old_key_signs_in_the_new_one_and_is_retired(make: SimpleNamespace, 
     assert (new.name, new.roles, new.studies) == (old.name, old.roles, old.studies)
     assert old.revoked is not None
     assert old.revoked.reason is RevocationReason.RETIRED
-    assert federation.verify(federation.envelope(make.key(60), issued_at=make.now), store=store).tier == 3
+    assert (
+        federation.verify(
+            federation.envelope(make.key(60), issued_at=make.now, assessor__name=old.name), store=store
+        ).tier
+        == 3
+    )
     assert (
         federation.verify(federation.envelope(make.key(1)), store=store).tier == 3
     )  # signed before the rotation
