@@ -69,6 +69,29 @@ def copy_into_folder(folder: Path, file: Path, *, keep_name: bool = False) -> tu
     return f"{EVIDENCE_FOLDER}/{name}", digest
 
 
+def place_of(file: Path) -> tuple[str, str]:
+    """Where `copy_into_folder` would put a document, and its SHA-256, without copying it yet.
+
+    Raises:
+        EvidenceError: not a readable file, empty, or too large.
+    """
+    _require_document(file)
+    try:
+        digest = sha256_of_file(file)
+    except OSError as wrong:
+        raise EvidenceError(f"{file}: {wrong.strerror}", "Check your rights on it.") from None
+    return f"{EVIDENCE_FOLDER}/{digest[:12]}-{safe_name(file.name)}", digest
+
+
+def inside(folder: Path, relative: str) -> Path | None:
+    """A file of a folder by its relative path; None if there is none, or if the path or a link leads out of it."""
+    try:
+        path = (folder / relative).resolve()
+        return path if path.is_relative_to(folder.resolve()) and path.is_file() else None
+    except (OSError, ValueError):  # a name too long, or with a character that no file name holds
+        return None
+
+
 def sha256_of_file(path: Path) -> str:
     """SHA-256, in hex, of a file's content."""
     with path.open("rb") as file:
@@ -84,8 +107,8 @@ def safe_name(name: str) -> str:
 
 def state_of(document: Evidence, folder: Path) -> EvidenceState:
     """Whether a document's file is still what was hashed. A link out of the folder counts as missing."""
-    path = (folder / document.path).resolve()
-    if not path.is_relative_to(folder.resolve()) or not path.is_file():
+    path = inside(folder, document.path)
+    if path is None:
         return EvidenceState.MISSING
     return EvidenceState.UNCHANGED if sha256_of_file(path) == document.sha256 else EvidenceState.CHANGED
 

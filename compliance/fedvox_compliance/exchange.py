@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from fedvox_compliance.assessment import Assessment, Entry, Evidence, ScopeAnswer
 from fedvox_compliance.catalogue import Catalogue
 from fedvox_compliance.errors import AssessmentError, UsageError
-from fedvox_compliance.evidence import copy_into_folder
+from fedvox_compliance.evidence import copy_into_folder, inside, place_of
 from fedvox_compliance.files import read_limited
 from fedvox_compliance.merge import Merged, MergeReport, Side, copy_documents, merge_items
 from fedvox_compliance.workspace import Workspace
@@ -157,14 +157,27 @@ def import_sheet(
             "Export it again from this version, or `upgrade` the assessment.",
         )
     ours = workspace.reload()
-    entries = _validated_entries(workspace, sheet, author, documents)
+    incoming: dict[str, Path] = {}
+    entries = _validated_entries(workspace, sheet, author, documents, incoming)
     scope = _validated_scope(workspace, sheet, author)
     merged = merge_items(ours.entries, entries, sheet.bases, prefer=prefer, decided=decided)
     said = merge_items(ours.scope, scope, sheet.bases, prefer=prefer, decided=decided)
-    missing = copy_documents(merged.taken, documents or workspace.folder, workspace.folder)
+    missing = _bring_documents(workspace, merged.taken, incoming, documents)
     statements = {i: s for i, s in said.taken.items() if s is not None}
     workspace.apply(merged.taken, scope=statements, action="import", author=author)
     return MergeReport(merged, said, missing)
+
+
+def _bring_documents(
+    workspace: Workspace,
+    taken: Mapping[str, Entry | None],
+    incoming: Mapping[str, Path],
+    documents: Path | None,
+) -> tuple[str, ...]:
+    """Copy the documents of what was taken over; return the paths of those that could not be found."""
+    for path in {d.path for e in taken.values() if e for d in e.evidence} & set(incoming):
+        copy_into_folder(workspace.folder, incoming[path])
+    return copy_documents(taken, documents or workspace.folder, workspace.folder)
 
 
 def parts_of(catalogue: Catalogue, only: Collection[str] | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -175,7 +188,7 @@ def parts_of(catalogue: Catalogue, only: Collection[str] | None) -> tuple[tuple[
 
 
 def _validated_entries(
-    workspace: Workspace, sheet: Sheet, author: str, documents: Path | None
+    workspace: Workspace, sheet: Sheet, author: str, documents: Path | None, incoming: dict[str, Path]
 ) -> dict[str, Entry | None]:
     problems: list[str] = []
     found: dict[str, Entry | None] = {}
@@ -183,7 +196,7 @@ def _validated_entries(
         before = workspace.assessment.entries.get(control_id, Entry())
         try:
             workspace.catalogue.control(control_id)
-            evidence = _evidence(workspace, sheet, control_id, before, documents)
+            evidence = _evidence(sheet.documents.get(control_id), before, documents, incoming)
             found[control_id] = _entry(raw, before, evidence, author, workspace.today())
         except ValidationError as wrong:
             problems += [
@@ -192,7 +205,7 @@ def _validated_entries(
             ]
         except (TypeError, ValueError) as wrong:
             problems.append(f"{control_id}: {wrong}")
-        except AssessmentError as wrong:
+        except UsageError as wrong:
             problems.append(f"{control_id}: {wrong.message}")
     _raise_all(sheet, problems)
     return found
@@ -229,18 +242,20 @@ def _replaced(entry: Entry, **fields: object) -> Entry:
 
 
 def _evidence(
-    workspace: Workspace, sheet: Sheet, control_id: str, before: Entry, documents: Path | None
+    notes: tuple[DocumentNote, ...] | None, before: Entry, documents: Path | None, incoming: dict[str, Path]
 ) -> tuple[Evidence, ...] | None:
-    """The documents that a sheet names by path: known ones by their hash, new ones copied in."""
-    if control_id not in sheet.documents:
+    """The documents that a sheet names by path: known ones by their hash, new ones to be copied in later."""
+    if notes is None:
         return None
     known = {e.path: e for e in before.evidence}
     found: list[Evidence] = []
-    for note in sheet.documents[control_id]:
+    for note in notes:
+        file = inside(documents, note.path) if documents is not None else None
         if note.path in known:
             path, digest, shared = note.path, known[note.path].sha256, known[note.path].shared_from
-        elif documents is not None and (documents / note.path).is_file():
-            (path, digest), shared = copy_into_folder(workspace.folder, documents / note.path), None
+        elif file is not None:
+            (path, digest), shared = place_of(file), None
+            incoming[path] = file
         else:
             raise AssessmentError(f"the document {note.path!r} is not here; give its folder with --documents")
         found.append(

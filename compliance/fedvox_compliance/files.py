@@ -19,6 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedvox_compliance.assessment import Assessment, to_jsonable
+from fedvox_compliance.canonical import NotCanonical, parse_strict
 from fedvox_compliance.errors import AssessmentError, UsageError
 
 ASSESSMENT_FILE = "assessment.json"
@@ -72,14 +73,14 @@ def parse_assessment(data: bytes, *, source: str) -> Assessment:
 
 
 def parse_json(data: bytes, *, source: str) -> Any:
-    """Parse JSON, refusing repeated keys (a reviewer would see one value and a program use the other).
+    """Parse JSON strictly: a reviewer and a program must not see different values in the same file.
 
     Raises:
-        AssessmentError: the text is not JSON in UTF-8, is nested without end, or repeats a key.
+        AssessmentError: not JSON in UTF-8, nested without end, or a key is repeated.
     """
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_without_repeats)
-    except (ValueError, RecursionError) as wrong:
+        return parse_strict(data)
+    except NotCanonical as wrong:
         raise AssessmentError(f"{source}: not readable as JSON: {wrong}", "Choose the right file.") from None
 
 
@@ -143,12 +144,3 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice!r} occurs twice")
-    return found

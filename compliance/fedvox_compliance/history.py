@@ -173,7 +173,18 @@ def read_state(folder: Path) -> Assessment:
         AssessmentError: there is no assessment in the folder.
         IntegrityError: state and history contradict each other.
     """
-    return _state(folder, read_lines(folder)[0])
+    return open_state(folder)[0]
+
+
+def open_state(folder: Path) -> tuple[Assessment, int]:
+    """As `read_state`, with the number of bytes of the history that are in it.
+
+    Raises:
+        AssessmentError: see `read_state`.
+        IntegrityError: see `read_state`.
+    """
+    lines, valid_bytes = read_lines(folder)
+    return _state(folder, lines), valid_bytes
 
 
 def verify_history(folder: Path) -> Assessment:

@@ -42,7 +42,7 @@ from fedvox_compliance.history import (
     encode_line,
     entry_change,
     header_change,
-    read_lines,
+    open_state,
     read_state,
     replay,
     scope_change,
@@ -148,8 +148,7 @@ class Workspace:
 
     def reload(self) -> Assessment:
         """Take in what other programs changed."""
-        self._assessment = read_state(self.folder)
-        _, self._history_bytes = read_lines(self.folder)
+        self._assessment, self._history_bytes = open_state(self.folder)
         return self._assessment
 
     def entry(self, control_id: str) -> Entry:
