@@ -318,7 +318,7 @@ def _signature(case: RawCase, plan: CasePlan) -> str:
     kept = {str(value): index for value, index in plan.space.values.get(case.label_set, {}).items()}
     parts = (
         _VERSION,
-        [(uri, *_state(uri)) for uri in case.files],
+        [(uri, *file_state(uri)) for uri in case.files],
         [case.masks, case.series_uid, case.modality, case.num_channels, case.channels],
         [repr(labels), kept, plan.crop_to_nonzero, sorted(plan.tolerate)],
     )
@@ -331,7 +331,7 @@ def _origin(case: RawCase, plan: CasePlan, signature: str) -> str:
     return f"{hashlib.sha256(settings.encode()).hexdigest()[:32]} {case.images[0]}"
 
 
-def _state(uri: str) -> list[Any]:
+def file_state(uri: str) -> list[Any]:
     """Size and time of a file, or of each file of a folder."""
     location = locate(uri)
     info = call_with_retry(

@@ -58,26 +58,30 @@ def _manifest_cases(uri: str, count: int, modality: str | None) -> Sequence[RawC
 
 def _folder_cases(listing: Listing, count: int, modality: str | None) -> list[RawCase]:
     folder = "imagesTs/" if "imagesTs" in listing.folders else ""
-    files: dict[str, dict[int, str]] = {}
-    series: list[str] = []
-    for name in listing.files:
-        inside, _, last = name.removeprefix(folder).rpartition("/")
-        if not name.startswith(folder) or last.startswith("."):
-            continue
-        if inside and "/" not in inside and not last.lower().endswith(NIFTI_ENDINGS):
-            series.append(inside)
-        elif not inside and last.lower().endswith(NIFTI_ENDINGS):
-            match = _CHANNEL.fullmatch(_stem(last))
-            case, channel = (match["case"], int(match["channel"])) if match else (_stem(last), -1)
-            files.setdefault(case, {})[channel] = listing.path(name)
-    cases = [
-        _case(case, tuple(channels[index] for index in sorted(channels)), count, modality)
-        for case, channels in files.items()
-    ]
-    if not folder or not cases:
-        cases += [
-            _case(name, (listing.path(folder + name),), count, modality) for name in dict.fromkeys(series)
-        ]
+    names = [name.removeprefix(folder) for name in listing.files if name.startswith(folder)]
+    visible = [name for name in names if not name.rsplit("/", 1)[-1].startswith(".")]
+    files = _by_case([n for n in visible if "/" not in n and n.lower().endswith(NIFTI_ENDINGS)], count)
+    series = sorted(
+        {n.split("/")[0] for n in visible if n.count("/") == 1 and not n.lower().endswith(NIFTI_ENDINGS)}
+    )
+    if files and folder == "":
+        series = [name for name in series if name not in ("imagesTr", "labelsTr", "labelsTs")]
+    images = {case: tuple(listing.path(folder + name) for name in found) for case, found in files.items()}
+    images |= {name: (listing.path(folder + name),) for name in series}
+    return [_case(case, found, count, modality) for case, found in images.items()]
+
+
+def _by_case(names: Sequence[str], count: int) -> dict[str, list[str]]:
+    """File names of each case, in the order of their channels.
+
+    `_0001` is a channel if the model has so many, or if there is a `_0000` beside it; otherwise a part of the name.
+    """
+    stems = {_stem(name) for name in names}
+    cases: dict[str, list[str]] = {}
+    for name in sorted(names):
+        match = _CHANNEL.fullmatch(_stem(name))
+        is_channel = match and (int(match["channel"]) < count or f"{match['case']}_0000" in stems)
+        cases.setdefault(match["case"] if match and is_channel else _stem(name), []).append(name)
     return cases
 
 
@@ -91,13 +95,16 @@ def _case(
 
 def _check(cases: Sequence[RawCase], channel_names: Sequence[str]) -> None:
     count = len(channel_names)
-    wrong = [case for case in cases if len(case.images) not in (1, count)]
+    wrong = [case for case in cases if not _is_complete(case, count)]
     if wrong:
-        named = "; ".join(f"{case.case_id} has {len(case.images)}" for case in wrong[:3])
+        named = "; ".join(
+            f"{c.case_id} has {', '.join(i.rsplit('/', 1)[-1] for i in c.images)}" for c in wrong[:3]
+        )
         raise DataError(
             f"{len(wrong)} of {len(cases)} cases do not have the {count} channels of the model "
             f"({', '.join(channel_names)}): {named}",
-            f"Give {count} file{'s' * (count > 1)} a case, CASE_0000.nii.gz to CASE_{count - 1:04d}.nii.gz, in this order.",
+            "Give a file a channel, in this order: "
+            + ", ".join(f"CASE_{index:04d}.nii.gz {name}" for index, name in enumerate(channel_names)),
             code="channel_count",
             file=wrong[0].images[0],
         )
@@ -117,6 +124,15 @@ def _check(cases: Sequence[RawCase], channel_names: Sequence[str]) -> None:
                 code="duplicate_case",
             )
         seen.add(case.case_id)
+
+
+def _is_complete(case: RawCase, count: int) -> bool:
+    """A file a channel, numbered from 0 where they are numbered; or one file, which is then to hold all channels."""
+    stems = [image.rsplit("/", 1)[-1].split(".")[0] for image in case.images]
+    numbers = [int(match["channel"]) for stem in stems if (match := _CHANNEL.fullmatch(stem))]
+    if len(numbers) == len(stems) and _CHANNEL.sub(r"\g<case>", stems[0]) == case.case_id:
+        return numbers == list(range(count))
+    return len(stems) in (1, count)
 
 
 def _stem(name: str) -> str:

@@ -47,12 +47,11 @@ def source_header(uri: str, geometry: Geometry) -> nib.Nifti1Header | nib.Nifti2
         return header
     start = read_range(locate(uri), 0, _HEADER_START)
     block = zlib.decompressobj(wbits=31).decompress(start, 1024) if start[:2] == b"\x1f\x8b" else start
-    kind = (
-        nib.Nifti2Header
-        if int.from_bytes(block[:4], "little") == 540 or block[4:7] == b"n+2"
-        else nib.Nifti1Header
-    )
-    return kind.from_fileobj(io.BytesIO(block), check=False)
+    sizes = int.from_bytes(block[:4], "little"), int.from_bytes(block[:4], "big")
+    kind = nib.Nifti2Header if nib.Nifti2Header.sizeof_hdr in sizes else nib.Nifti1Header
+    found: Any = kind(block[: kind.sizeof_hdr], check=False)  # type: ignore[no-untyped-call]  # as nibabel has it
+    assert isinstance(found, nib.Nifti1Header | nib.Nifti2Header)
+    return found
 
 
 def write_labels(
@@ -88,7 +87,7 @@ def write_share(
     """
 
     def quantize(plane: np.ndarray) -> np.ndarray:
-        return np.rint(np.clip(plane, 0, 1) * _STEPS).astype(np.uint16)
+        return np.asarray(np.rint(np.clip(plane, 0, 1) * _STEPS), dtype=np.uint16)
 
     _write(geometry.to_file(values), quantize, header, location, slope=1 / _STEPS)
 
