@@ -20,9 +20,11 @@ def cluster(cluster_environment):
 
 
 def raylet_of(session):
-    done = subprocess.run(["ps", "-eo", "pid=,sess=,args="], capture_output=True, text=True, check=True)
-    rows = [line.split(None, 2) for line in done.stdout.splitlines()]
-    return next(int(pid) for pid, sess, args in rows if int(sess) == session and "raylet/raylet" in args)
+    done = subprocess.run(["ps", "-ewwo", "pid=,sess=,args="], capture_output=True, text=True, check=True)
+    raylets = [line.split(None, 2)[:2] for line in done.stdout.splitlines() if "raylet/raylet" in line]
+    ours = [int(pid) for pid, sess in raylets if int(sess) == session]
+    assert len(ours) == 1, raylets
+    return ours[0]
 
 
 def test_a_lost_node_leaves_a_run_that_goes_on_with_fewer_workers(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -118,6 +119,7 @@ class Predictor:
             torch.set_num_threads(config.torch_threads)
         self.device = choose_device(config.device)
         self.ensemble, self.config = ensemble.to(self.device), config
+        self._computing = threading.Lock()  # one case on the device at a time, while others are read and written
         self.output = locate(config.output) if config.output else None
         self.postprocessing = (
             None
@@ -183,7 +185,7 @@ class Predictor:
             prepared = self._prepare(volumes, case)
         geometry, full_size = volumes.geometry, volumes.full_shape
         del volumes  # the image as read is not needed any more, and may be the largest thing in memory
-        with clock.step("predict"):
+        with self._computing, clock.step("predict"):
             found = self._predict(prepared, full_size, case, on_windows)
         labels = found.labels
         with clock.step("postprocess"):
