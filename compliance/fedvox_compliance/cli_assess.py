@@ -168,6 +168,7 @@ def status(
     """Say how far the assessment is, and what the score comes to with what was found."""
     from fedvox_compliance.assess import recompute
     from fedvox_compliance.assessor_record import load_record
+    from fedvox_compliance.statement import NOTICE
     from fedvox_compliance.workspace import Workspace
 
     paper = load_record(record)
@@ -177,9 +178,10 @@ def status(
         "tier": report.tier,
         "eligible": report.eligible,
     }
+    value |= {"assurance": report.assurance.label, "notice": NOTICE}
     text = (
         f"{_status_text(paper)}\nRecomputed: {report.overall:.4f}, tier {report.tier}, "
-        f"{'eligible' if report.eligible else 'NOT eligible'}, assurance {report.assurance.label}"
+        f"{'eligible' if report.eligible else 'NOT eligible'}, assurance {report.assurance.label}\n{NOTICE}"
     )
     emit(value, text, as_json=as_json)
 

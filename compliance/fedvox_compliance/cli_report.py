@@ -18,6 +18,7 @@ from fedvox_compliance.cli_common import (
     day_or_today,
     emit,
     parse_day,
+    show_disclaimer,
     tell,
 )
 
@@ -113,6 +114,7 @@ def diff(
     later = _state(after or before, day if on else None)
     catalogue = _catalogue(later)
     found = compare(earlier, later, catalogue, before_on=earlier_day, after_on=day)
+    show_disclaimer(language)
     emit(diff_to_dict(found), _diff_text(found, language), as_json=as_json)
 
 
@@ -150,6 +152,7 @@ def _diff_text(found: Diff, language: str) -> str:
             after=format_number(found.after.overall, language),
             delta=points(found.overall),
         ),
+        say("report.self_assessed", assurance=say(f"assurance.{found.after.assurance.label}")),
     ]
     lines += [f"  {name}: {points(found.framework(name))}" for name in found.after.frameworks]
     lines += [f"{s.question}: {_stated(s.before, say)} -> {_stated(s.after, say)}" for s in found.scope]
@@ -163,7 +166,7 @@ def _diff_text(found: Diff, language: str) -> str:
         lines.append(
             f"{points(change.points)} {unit}  {change.control}  {say(f'diff.{change.kind.value}')}  {what}".rstrip()
         )
-    return "\n".join(lines if found.changes or found.scope else [*lines[:3], say("diff.none")])
+    return "\n".join(lines if found.changes or found.scope else [*lines[:4], say("diff.none")])
 
 
 def _stated(value: bool | None, say: Messages) -> str:

@@ -137,20 +137,21 @@ def diff_to_dict(diff: Diff) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "clinic": diff.after.clinic,
-        "before": {
-            "on": diff.before.on.isoformat(),
-            "overall": round(diff.before.overall, 6),
-            "tier": diff.before.tier,
-        },
-        "after": {
-            "on": diff.after.on.isoformat(),
-            "overall": round(diff.after.overall, 6),
-            "tier": diff.after.tier,
-        },
+        "before": _state_to_dict(diff.before),
+        "after": _state_to_dict(diff.after),
         "overall": round(diff.overall, 6),
         "frameworks": {name: round(diff.framework(name), 6) for name in diff.after.frameworks},
         "scope": [{"question": s.question, "before": s.before, "after": s.after} for s in diff.scope],
         "changes": [_change_to_dict(change) for change in diff.changes],
+    }
+
+
+def _state_to_dict(report: ScoreReport) -> dict[str, Any]:
+    return {
+        "on": report.on.isoformat(),
+        "overall": round(report.overall, 6),
+        "tier": report.tier,
+        "assurance": report.assurance.label,
     }
 
 

@@ -20,6 +20,7 @@ from starlette.datastructures import FormData
 from fedvox_compliance.errors import ComplianceError, ConflictError, UsageError
 from fedvox_compliance.interface import load_interface
 from fedvox_compliance.report import build_view, render_html
+from fedvox_compliance.scope import open_scope_questions
 from fedvox_compliance.web import actions
 from fedvox_compliance.web.guard import CONTENT_SECURITY_POLICY
 from fedvox_compliance.web.state import FormServer, Session, clock_text, csrf_matches
@@ -132,8 +133,14 @@ async def report(request: Request) -> Response:
 @router.post("/who")
 async def who(request: Request) -> Response:
     """Say who is answering."""
-    _, session, fields = await _form(request)
-    return _after(lambda: actions.set_name(session, fields), _session_page(request), "/")
+    server, session, fields = await _form(request)
+    try:
+        actions.set_name(session, fields)
+    except ComplianceError as error:
+        return _failed(request, error)
+    with server.opened() as space:
+        unasked = open_scope_questions(space.catalogue, space.assessment.stated_scope)
+    return RedirectResponse("/scope" if unasked else "/", status_code=303)
 
 
 @router.post("/language")
@@ -308,18 +315,6 @@ def _local(address: object) -> str:
     if isinstance(address, str) and re.fullmatch(r"/(?!/)[A-Za-z0-9/_.?=&#:-]*", address):
         return address
     return "/"
-
-
-def _session_page(request: Request) -> Callable[[ComplianceError], Response]:
-    return lambda error: _failed(request, error)
-
-
-def _after(action: Callable[[], None], failed: Callable[[ComplianceError], Response], back: str) -> Response:
-    try:
-        action()
-    except ComplianceError as error:
-        return failed(error)
-    return RedirectResponse(back, status_code=303)
 
 
 def _failed(request: Request, error: ComplianceError) -> Response:

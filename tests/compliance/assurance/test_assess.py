@@ -8,6 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedvox_compliance import assess
 from fedvox_compliance.assess import (
@@ -365,3 +367,14 @@ def test_a_refuted_verdict_never_raises_a_score(
     entry = assess._as_found(control, assessment.entries[control], worse, clinic)
     assert entry.verification is not None
     assert entry.verification.result is Verdict.REFUTED
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.binary(max_size=200) | st.text(max_size=80).map(lambda t: json.dumps({"schema": t}).encode()))
+def test_arbitrary_working_papers_are_refused_without_a_traceback(
+    data: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("fuzz") / "paper.json"
+    path.write_bytes(data)
+    with pytest.raises(AssessmentError):
+        load_record(path)

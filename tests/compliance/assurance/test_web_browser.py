@@ -377,7 +377,7 @@ def test_german_and_the_report_work_under_the_policy(
     enter(driver, served)
     driver.find_element("css selector", "button[value=de]").click()
     wait(driver, lambda: driver.find_element("tag name", "html").get_attribute("lang") == "de")
-    assert driver.find_element("tag name", "h1").text == "Übersicht"
+    assert driver.find_element("tag name", "h1").text == "Über Ihre Klinik"  # scope questions come first
     driver.get(f"{served.origin}/report")
     assert driver.execute_script("return document.styleSheets[0].cssRules.length") > 20
     assert driver.find_element("css selector", ".figure .value").text == "0,00"
