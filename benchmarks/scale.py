@@ -9,8 +9,8 @@ opens the store and builds the sampler, as every training worker does. It report
 - `open_s`, `sampler_s`: seconds to open the store and to build the sampler;
 - `rss_mib`: resident memory of the whole process, and `store_rss_mib`: what store and sampler add to the imports;
 - `case_us`, `augment_us`, `start_us`, `sample_us`: median microseconds to draw the case, the augmentation, the
-  place, and all of it, for samples in random order (voxels of structures come from memory; reading them is input/output and
-  measured by `benchmarks/patch_read.py`).
+  place, and all of it, for samples in random order. (Voxels of structures come from memory; reading them is
+  input/output and measured by `benchmarks/patch_read.py`.)
 
 Goals: seconds to start, under 1 GiB a worker, under 1 ms a sample.
 """
