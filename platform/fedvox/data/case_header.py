@@ -131,7 +131,7 @@ def parse_index(schema: dict[bytes, bytes], footer: dict[bytes, bytes]) -> CaseI
     )
 
 
-def read_index(tail: memoryview) -> CaseIndex:
+def read_index(tail: Array) -> CaseIndex:
     """The index out of the last bytes of a file, which must hold the whole footer."""
     # pyarrow looks for the footer from the end, and never at the bytes before it until a batch is asked for.
     file = pa.ipc.open_file(pa.BufferReader(tail))

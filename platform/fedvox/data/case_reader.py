@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import threading
+import os
 import zlib
-from collections.abc import Iterator, Sequence
-from itertools import product
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
 
 import numpy as np
 
-from fedvox.data.block_codec import decode_block
+from fedvox.data.block_codec import address_of, thread_decoder
 from fedvox.data.brick_index import BlockTable, Triple
 from fedvox.data.case_header import CaseHeader, CaseIndex, CaseLayout, read_index
+from fedvox.data.patch_plan import Piece, as_rows, overlaps, plan
 from fedvox.data.ranges import ByteRange, ByteSource, MappedFile, RemoteFile
 from fedvox.errors import DamagedCase
 from fedvox.storage import DEFAULT_RETRY, Location, RetryPolicy, call_with_retry
@@ -23,24 +25,7 @@ Array = np.ndarray[Any, Any]
 TAIL_BYTES = 128 << 10
 _TRAILER_BYTES = 10  # the footer's length (int32), and the magic
 _MAGIC = b"ARROW1"
-
-
-class _Overlap(NamedTuple):
-    """Where a block of one axis meets the patch: which of the block's voxels, and where they go."""
-
-    block: int
-    inside: slice
-    target: slice
-
-
-class _Wanted(NamedTuple):
-    """One block to decode: where its bytes are, and which of its voxels go where."""
-
-    name: str
-    block: Triple
-    inside: tuple[slice, slice, slice]
-    target: Array
-    range: ByteRange
+_REMEDY = "Delete the file and run the ingest again."
 
 
 class CaseReader:
@@ -56,9 +41,9 @@ class CaseReader:
         self.location = location
         self._index = index
         self._source = source
+        self._dtypes = {"image": index.layout.dtype, "label": index.layout.label_dtype or ""}
         # One byte a block, set by the first read that checked it. Racing threads would only check twice.
         self._checked = {name: np.zeros(index.layout.grid.blocks, bool) for name in index.tables}
-        self._scratch = threading.local()
 
     @classmethod
     def open(
@@ -111,7 +96,12 @@ class CaseReader:
         return self._index.foreground
 
     def read_patch(
-        self, start: Sequence[int], size: Sequence[int], *, pad_value: float | Sequence[float] | None = None
+        self,
+        start: Sequence[int],
+        size: Sequence[int],
+        *,
+        pad_value: float | Sequence[float] | None = None,
+        threads: int = 1,
     ) -> tuple[Array, Array | None]:
         """The voxels of a box, which may reach beyond the volume.
 
@@ -120,6 +110,7 @@ class CaseReader:
             size: voxels, (d, h, w).
             pad_value: what lies outside the volume, for all channels or for each; by default each channel's
                 minimum. Labels are padded with 0.
+            threads: that read and decode. A loader whose threads each read their own patch wants 1.
 
         Returns:
             The image (C, d, h, w) in the stored dtype, and the label (d, h, w) or None.
@@ -130,79 +121,75 @@ class CaseReader:
         """
         layout = self._index.layout
         axes = [
-            list(_overlaps(first, extent, edge, layout.block))
+            overlaps(first, extent, edge, layout.block)
             for first, extent, edge in zip(start, size, layout.shape, strict=True)
         ]
-        whole = all(s >= 0 and s + n <= edge for s, n, edge in zip(start, size, layout.shape, strict=True))
-        image = np.empty((layout.channels, *size), layout.dtype)
-        label = None if layout.label_dtype is None else np.empty(tuple(size), layout.label_dtype)
-        if not whole:
+        outputs = {"image": np.zeros((layout.channels, *size), layout.dtype)}
+        if layout.label_dtype is not None:
+            outputs["label"] = np.zeros(tuple(size), layout.label_dtype)
+        if any(s < 0 or s + n > edge for s, n, edge in zip(start, size, layout.shape, strict=True)):
             padding = layout.minimum if pad_value is None else pad_value
-            image[...] = np.asarray(padding, image.dtype).reshape(-1, 1, 1, 1)
-            if label is not None:
-                label.fill(0)
-        self._fill(axes, {"image": image} if label is None else {"image": image, "label": label})
-        return image, label
+            outputs["image"][...] = np.asarray(padding, layout.dtype).reshape(-1, 1, 1, 1)
+        if all(axes):
+            pieces = [
+                piece
+                for name, output in outputs.items()
+                for piece in plan(name, self._index.tables[name], axes, output)
+            ]
+            self._decode_with(threads, pieces)
+        return outputs["image"], outputs.get("label")
 
-    def read_all(self) -> tuple[Array, Array | None]:
+    def read_all(self, *, threads: int = 1) -> tuple[Array, Array | None]:
         """The whole volume: image (C, D, H, W) and label (D, H, W) or None."""
-        return self.read_patch((0, 0, 0), self.shape)
+        return self.read_patch((0, 0, 0), self.shape, threads=threads)
 
     def close(self) -> None:
         """Let go of the file."""
         self._source.close()
 
-    def _fill(self, axes: list[list[_Overlap]], outputs: dict[str, Array]) -> None:
-        """Decode the blocks where the axes' overlaps cross into the outputs."""
-        wanted: list[_Wanted] = []
-        for name, output in outputs.items():
-            table = self._index.tables[name]
-            for z, y, x in product(*axes):
-                block = (z.block, y.block, x.block)
-                target = output[..., z.target, y.target, x.target]
-                size = int(table.size[block])
-                if size:
-                    inside = (z.inside, y.inside, x.inside)
-                    wanted.append(
-                        _Wanted(name, block, inside, target, ByteRange(int(table.offset[block]), size))
+    def _decode_with(self, threads: int, pieces: list[Piece]) -> None:
+        if threads <= 1 or len(pieces) <= 1:
+            self._decode(pieces)
+            return
+        step = -(-len(pieces) // threads)
+        parts = [pieces[begin : begin + step] for begin in range(0, len(pieces), step)]
+        list(_decode_pool().map(self._decode, parts))
+
+    def _decode(self, pieces: Sequence[Piece]) -> None:
+        """Read, check and decode blocks into their rows."""
+        decoder = thread_decoder()
+        rows: dict[tuple[Any, ...], Array] = {}
+        for part in self._source.read([piece.range for piece in pieces]):
+            begin = address_of(part.data) - part.offset
+            end = part.offset + part.data.size
+            for position in part.positions:
+                piece = pieces[position]
+                offset, size = piece.range
+                if not self._checked[piece.name][piece.block]:
+                    self._check(piece, part.cut(piece.range))
+                elif offset + size > end:
+                    raise self._damaged(piece, "is cut off: the file has shrunk since it was opened")
+                try:
+                    voxels = decoder.decode(
+                        begin + offset, size, piece.shape, self._dtypes[piece.name], piece.base
                     )
-                else:
-                    target[...] = table.fill[block]
-        for one, data in zip(wanted, self._source.read([one.range for one in wanted]), strict=True):
-            one.target[...] = self._decode(one.name, one.block, data)[(..., *one.inside)]
+                except ValueError as error:
+                    raise self._damaged(piece, str(error)) from error
+                source = rows.get(piece.key)
+                if source is None:
+                    source = rows[piece.key] = as_rows(voxels[piece.inside])
+                piece.rows[...] = source
 
-    def _decode(self, name: str, block: Triple, data: memoryview) -> Array:
-        """A block's voxels, in a buffer that this thread's next call overwrites."""
-        layout = self._index.layout
-        box = layout.grid.box_of(block)
-        shape = tuple(side.stop - side.start for side in box)
-        dtype = np.dtype(layout.dtype if name == "image" else layout.label_dtype)
-        if name == "image":
-            shape = (layout.channels, *shape)
-        voxels = self._buffer(name, dtype)[: int(np.prod(shape))].reshape(shape)
-        if not self._checked[name][block]:
-            if zlib.crc32(data) != self._index.tables[name].crc[block]:
-                raise self._damaged(name, block, "does not match its checksum")
-            self._checked[name][block] = True
-        try:
-            decode_block(data, voxels)
-        except (ValueError, RuntimeError) as error:
-            raise self._damaged(name, block, str(error)) from error
-        return voxels
+    def _check(self, piece: Piece, data: Array) -> None:
+        if zlib.crc32(data.data) != self._index.tables[piece.name].crc[piece.block]:
+            raise self._damaged(piece, "does not match its checksum")
+        self._checked[piece.name][piece.block] = True
 
-    def _buffer(self, name: str, dtype: np.dtype[Any]) -> Array:
-        buffer: Array | None = getattr(self._scratch, name, None)
-        if buffer is None:
-            layout = self._index.layout
-            buffer = np.empty(layout.block**3 * (layout.channels if name == "image" else 1), dtype)
-            setattr(self._scratch, name, buffer)
-        return buffer
-
-    def _damaged(self, name: str, block: Triple, what: str) -> DamagedCase:
-        brick = self._index.layout.grid.brick_of(block)
+    def _damaged(self, piece: Piece, what: str) -> DamagedCase:
+        brick = self._index.layout.grid.brick_of(piece.block)
         return DamagedCase(
-            f"{self.location.uri}: brick {brick} of case {self.header.case_id!r}: the {name} {what}",
-            "Delete the file and run the ingest again.",
+            f"{self.location.uri}: brick {brick} of case {self.header.case_id!r}: the {piece.name} {what}",
+            _REMEDY,
         )
 
 
@@ -211,31 +198,45 @@ def _open_source(location: Location, size: int | None, retry: RetryPolicy) -> By
         return RemoteFile(location, size=size, retry=retry)
     path = location.local_path
     if path.is_file() and path.stat().st_size == 0:
-        raise DamagedCase(f"{location.uri}: the file is empty", "Delete the file and run the ingest again.")
+        raise DamagedCase(f"{location.uri}: the file is empty", _REMEDY)
     return call_with_retry(lambda: MappedFile(path), location.uri, retry)
+
+
+def _read_last(source: ByteSource, count: int) -> Array:
+    last = ByteRange(source.size() - count, count)
+    (part,) = source.read([last])
+    return part.cut(last)
 
 
 def _read_tail(location: Location, source: ByteSource) -> CaseIndex:
     """The index, with one read in almost all cases."""
     size = source.size()
     tail_bytes = min(size, TAIL_BYTES)
-    (tail,) = source.read([ByteRange(size - tail_bytes, tail_bytes)])
-    remedy = "Delete the file and run the ingest again."
-    if len(tail) < _TRAILER_BYTES or bytes(tail[-len(_MAGIC) :]) != _MAGIC:
+    tail = _read_last(source, tail_bytes)
+    if len(tail) < _TRAILER_BYTES or tail[-len(_MAGIC) :].tobytes() != _MAGIC:
         raise DamagedCase(
-            f"{location.uri}: truncated, or not a case file (it does not end in ARROW1)", remedy
+            f"{location.uri}: truncated, or not a case file (it does not end in ARROW1)", _REMEDY
         )
-    needed = int.from_bytes(tail[-_TRAILER_BYTES : -len(_MAGIC)], "little") + _TRAILER_BYTES + len(_MAGIC)
+    needed = (
+        int.from_bytes(tail[-_TRAILER_BYTES : -len(_MAGIC)].tobytes(), "little")
+        + _TRAILER_BYTES
+        + len(_MAGIC)
+    )
     if needed > size:
-        raise DamagedCase(f"{location.uri}: the footer claims {needed} bytes of a file of {size}", remedy)
+        raise DamagedCase(f"{location.uri}: the footer claims {needed} bytes of a file of {size}", _REMEDY)
     if needed > tail_bytes:
-        (tail,) = source.read([ByteRange(size - needed, needed)])
+        tail = _read_last(source, needed)
     try:
         index = read_index(tail)
         _check_extent(index.tables, size)
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise DamagedCase(f"{location.uri}: the index cannot be read ({error})", remedy) from error
+        raise DamagedCase(f"{location.uri}: the index cannot be read ({error})", _REMEDY) from error
     return index
+
+
+@cache
+def _decode_pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="fedvox-decode")
 
 
 def _check_extent(tables: dict[str, BlockTable], size: int) -> None:
@@ -243,15 +244,3 @@ def _check_extent(tables: dict[str, BlockTable], size: int) -> None:
         end = int((table.offset + table.size).max())
         if end > size:
             raise ValueError(f"the {name} ends at byte {end} of a file of {size}")
-
-
-def _overlaps(first: int, extent: int, edge: int, block: int) -> Iterator[_Overlap]:
-    """The blocks of one axis that the patch [first, first + extent) touches."""
-    low, high = max(first, 0), min(first + extent, edge)
-    if low >= high:
-        return
-    for number in range(low // block, (high - 1) // block + 1):
-        begin, end = max(low, number * block), min(high, (number + 1) * block)
-        yield _Overlap(
-            number, slice(begin - number * block, end - number * block), slice(begin - first, end - first)
-        )

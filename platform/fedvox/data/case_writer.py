@@ -117,33 +117,29 @@ def _little_endian(array: Array) -> Array:
 
 
 def _compress(image: Array, label: Array | None, index: CaseIndex, threads: int) -> list[pa.RecordBatch]:
-    """One record batch a brick, in file order; sizes, checksums and fills go into the tables."""
+    """One record batch a brick, in file order; sizes, checksums and bases go into the tables."""
     layout, tables = index.layout, index.tables
     schema = _SCHEMA.with_metadata(index.schema_metadata())
 
-    def batch(brick: Triple) -> pa.RecordBatch:
+    def batch(blocks: list[Triple]) -> pa.RecordBatch:
         payloads = [
-            None if volume is None else _pack(volume, layout.grid, tables[name], layout.codec, brick)
+            None if volume is None else _pack(volume, layout.grid, tables[name], layout.codec, blocks)
             for name, volume in (("image", image), ("label", label))
         ]
         return pa.record_batch([pa.array([payload], pa.binary()) for payload in payloads], schema=schema)
 
     if threads <= 1:
-        return [batch(brick) for brick in layout.grid.brick_order()]
+        return [batch(blocks) for blocks in layout.grid.brick_runs()]
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(batch, layout.grid.brick_order()))
+        return list(pool.map(batch, layout.grid.brick_runs()))
 
 
-def _pack(volume: Array, grid: Grid, table: BlockTable, codec: Codec, brick: Triple) -> bytes:
+def _pack(volume: Array, grid: Grid, table: BlockTable, codec: Codec, blocks: list[Triple]) -> bytes:
     """A brick's payload: its blocks, one after another."""
     payload = []
-    for block in grid.blocks_of(brick):
+    for block in blocks:
         voxels = np.ascontiguousarray(volume[(..., *grid.box_of(block))])
-        first = voxels.flat[0]
-        table.fill[block] = first
-        if (voxels == first).all():
-            continue  # size 0: the table alone holds the block
-        data = encode_block(voxels, codec)
+        data, table.base[block] = encode_block(voxels, codec)
         table.size[block] = len(data)
         table.crc[block] = zlib.crc32(data)
         payload.append(data)
@@ -156,12 +152,12 @@ def _place(batches: list[pa.RecordBatch], index: CaseIndex) -> None:
     _write_batches(sink, batches, {})
     written = sink.getvalue()
     file = pa.ipc.open_file(pa.BufferReader(written))
-    for number, brick in enumerate(index.layout.grid.brick_order()):
+    for number, blocks in enumerate(index.layout.grid.brick_runs()):
         batch = file.get_batch(number)
         for name, table in index.tables.items():
             payload = batch.column(batch.schema.get_field_index(name)).buffers()[2]
             offset = payload.address - written.address
-            for block in index.layout.grid.blocks_of(brick):
+            for block in blocks:
                 if table.size[block]:  # an empty payload has no address
                     table.offset[block] = offset
                     offset += int(table.size[block])

@@ -8,13 +8,18 @@ ones are read at the same time.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from fedvox.storage import DEFAULT_RETRY, Location, RangeReader, RetryPolicy
+
+Array = np.ndarray[Any, Any]
 
 # A gap of 256 KiB costs a millisecond or two at 150–300 MB/s; a request costs 10–30 ms.
 MERGE_GAP_BYTES = 256 << 10
@@ -35,15 +40,34 @@ class ByteRange(NamedTuple):
         return self.offset + self.size
 
 
+class Part(NamedTuple):
+    """Bytes of the file, and which of the ranges that were asked for lie in them.
+
+    Args:
+        data: uint8.
+        offset: of the first of them in the file.
+        positions: in the list of ranges.
+    """
+
+    data: Array
+    offset: int
+    positions: Sequence[int]
+
+    def cut(self, one: ByteRange) -> Array:
+        """The bytes of one range."""
+        begin = one.offset - self.offset
+        return self.data[begin : begin + one.size]
+
+
 class ByteSource(Protocol):
-    """What a case file is read through."""
+    """What a case file is read through; from many threads."""
 
     def size(self) -> int:
         """Bytes in the file."""
         ...
 
-    def read(self, ranges: Sequence[ByteRange]) -> list[memoryview]:
-        """The bytes of each range, in the order asked for."""
+    def read(self, ranges: Sequence[ByteRange]) -> Iterator[Part]:
+        """Parts of the file that hold the ranges, as they arrive. A part is shorter where the file ends before."""
         ...
 
     def close(self) -> None:
@@ -74,21 +98,20 @@ class MappedFile:
 
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._view = memoryview(self._map)
+            # numpy keeps the map open for as long as a view of it lives.
+            self._bytes: Array = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
 
     def size(self) -> int:
         """Bytes in the file."""
-        return len(self._view)
+        return self._bytes.size
 
-    def read(self, ranges: Sequence[ByteRange]) -> list[memoryview]:
-        """Views of the ranges; shorter where the file ends before."""
-        view = self._view
-        return [view[offset : offset + size] for offset, size in ranges]
+    def read(self, ranges: Sequence[ByteRange]) -> Iterator[Part]:
+        """The whole file; nothing is read until it is looked at."""
+        yield Part(self._bytes, 0, range(len(ranges)))
 
     def close(self) -> None:
         """Release the map, or leave that to the last view of it."""
-        self._view = memoryview(b"")
+        self._bytes = self._bytes[:0].copy()
 
 
 class RemoteFile:
@@ -106,34 +129,40 @@ class RemoteFile:
             self._size = self._reader.size()
         return self._size
 
-    def read(self, ranges: Sequence[ByteRange]) -> list[memoryview]:
-        """The ranges, cut out of the merged ones."""
-        merged = merge_ranges(ranges)
-        if len(merged) <= 1:
-            parts = [self._reader.read_at(*one) for one in merged]
-        else:
-            parts = list(_request_pool().map(lambda one: self._reader.read_at(*one), merged))
-        return cut_out(ranges, merged, parts)
+    def read(self, ranges: Sequence[ByteRange]) -> Iterator[Part]:
+        """The ranges, in parts of the merged ones of the merged ones in the order in which those arrive."""
+        return read_merged(self._reader.read_at, ranges)
 
     def close(self) -> None:
         """Let go of the handle."""
         self._reader.close()
 
 
-def cut_out(
-    ranges: Sequence[ByteRange], merged: Sequence[ByteRange], parts: Sequence[memoryview]
-) -> list[memoryview]:
-    """The wanted ranges out of the merged ones that were read."""
-    order = sorted(range(len(ranges)), key=lambda i: ranges[i])
-    out: list[memoryview] = [memoryview(b"")] * len(ranges)
-    holder = 0
-    for i in order:
-        offset, size = ranges[i]
-        while offset + size > merged[holder].end:
-            holder += 1
-        begin = offset - merged[holder].offset
-        out[i] = parts[holder][begin : begin + size]
-    return out
+def read_merged(read_at: Callable[[int, int], bytes], ranges: Sequence[ByteRange]) -> Iterator[Part]:
+    """Read `ranges` through few, concurrent calls of `read_at(offset, size)`."""
+    merged = merge_ranges(ranges)
+    positions: list[list[int]] = [[] for _ in merged]
+    begins = [one.offset for one in merged]
+    for position, one in enumerate(ranges):
+        positions[bisect_right(begins, one.offset) - 1].append(position)
+    if len(merged) <= 1:
+        arrivals: Iterable[tuple[int, bytes]] = ((i, read_at(*one)) for i, one in enumerate(merged))
+    else:
+        arrivals = _concurrently(read_at, merged)
+    for i, data in arrivals:
+        yield Part(np.frombuffer(data, np.uint8), begins[i], positions[i])
+
+
+def _concurrently(
+    read_at: Callable[[int, int], bytes], merged: Sequence[ByteRange]
+) -> Iterator[tuple[int, bytes]]:
+    pending = {_request_pool().submit(read_at, *one): i for i, one in enumerate(merged)}
+    try:
+        for future in as_completed(pending):
+            yield pending[future], future.result()
+    finally:
+        for future in pending:  # after an error the others would only be in the way
+            future.cancel()
 
 
 @cache

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 import fedvox
 from fedvox.data.bricks import CaseFileInfo, CaseHeader, Codec, write_case
+from fedvox.data.foreground import count_structures
 from fedvox.data.intensity import CaseIntensity, measure_intensity
 from fedvox.data.records import MANIFEST_SCHEMA, CaseRecord, StoreMeta
 from fedvox.errors import DataError
@@ -140,7 +141,6 @@ class StoreWriter:
         header = CaseHeader(case_id, spacing_mm, self.meta.channel_names, affine, origin)
         relative = f"cases/{case_id}.arrow"
         info = self._write(relative, image, label, header)
-        counts = np.zeros(0, np.int64) if label is None else np.bincount(label.reshape(-1))
         record = CaseRecord(
             case_id=case_id,
             source=source,
@@ -149,9 +149,7 @@ class StoreWriter:
             spacing_mm=spacing_mm,
             channels=image.shape[0],
             label_set=label_set,
-            class_voxels={
-                int(s): int(counts[s]) for s in np.flatnonzero(counts[: len(self.meta.structures)])
-            },
+            class_voxels={} if label is None else count_structures(label),
             intensity=intensity or measure_intensity(image, label),
             sha256=info.sha256,
             num_bytes=info.num_bytes,

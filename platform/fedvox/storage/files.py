@@ -44,7 +44,7 @@ def read_range(location: Location, offset: int, length: int, *, retry: RetryPoli
         StorageError: missing, forbidden, or unreachable beyond the retry deadline.
     """
     with RangeReader(location, retry=retry) as reader:
-        return bytes(reader.read_at(offset, length))
+        return reader.read_at(offset, length)
 
 
 class RangeReader:
@@ -86,9 +86,9 @@ class RangeReader:
             )
         return int(call_with_retry(lambda: self._handle().size(), self.location.uri, self._retry))
 
-    def read_at(self, offset: int, length: int) -> memoryview:
+    def read_at(self, offset: int, length: int) -> bytes:
         """`length` bytes from `offset`; fewer where the file ends before."""
-        return memoryview(call_with_retry(lambda: self._read(offset, length), self.location.uri, self._retry))
+        return call_with_retry(lambda: self._read(offset, length), self.location.uri, self._retry)
 
     def _handle(self) -> Any:
         if self._file is None:
