@@ -20,10 +20,13 @@ from typer.core import TyperGroup
 from fedvox.errors import FedvoxError
 
 COMMANDS: dict[str, str] = {
+    "crossval": "Score trained folds on their held-out cases, choose configuration and postprocessing.",
     "demo": "Pretrain on the embedded MNI152 brain through a local Ray, and look at the result.",
     "doctor": "Check this machine: versions, devices, Ray, storage, what each environment variable does.",
     "ingest": "Turn raw volumes (nnU-Net, Decathlon, manifest) into a brick store.",
     "models": "List the backbones with their parameter counts.",
+    "plan": "Plan spacing, patch, batch and topology for a data set and a memory, with reasons.",
+    "predict": "Segment images with trained models, in this process or over Ray.",
     "pretrain": "Pretrain a backbone on a brick store, or resume where a run stopped.",
     "status": "Show where a run is: step, loss, Dice, time left.",
     "submit": "Submit a job to Ray, follow it with a progress bar, and leave with its own exit code.",

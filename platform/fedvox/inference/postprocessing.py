@@ -81,12 +81,29 @@ def keep_largest(labels: np.ndarray, structures: Sequence[int]) -> np.ndarray:
         labels: (D, H, W) unsigned integers; left alone.
         structures: label values whose union is taken. Of components of the same size all stay.
     """
-    mask = np.isin(labels, structures) if len(structures) != 1 else labels == structures[0]
-    components, count = cc3d.connected_components(mask, connectivity=26, return_N=True)
+    mask = labels == structures[0] if len(structures) == 1 else np.isin(labels, structures)
+    box = _bounding_box(mask)
+    if box is None:
+        return labels
+    components, count = cc3d.connected_components(mask[box], connectivity=26, return_N=True)
     if count < 2:
         return labels
     sizes = np.bincount(components.reshape(-1))
     sizes[0] = 0
     kept = sizes == sizes.max()
     kept[0] = True  # what is outside the union is not touched
-    return np.where(kept[components], labels, 0).astype(labels.dtype)
+    result = labels.copy()
+    result[box][~kept[components]] = 0
+    return result
+
+
+def _bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
+    """The smallest box around what is True, None where nothing is."""
+    sides: list[slice] = []
+    for axis in range(mask.ndim):  # each pass looks only at what the passes before have left
+        rest = mask[tuple(sides)]
+        occupied = np.flatnonzero(rest.any(axis=tuple(i for i in range(mask.ndim) if i != axis)))
+        if not len(occupied):
+            return None
+        sides.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
+    return tuple(sides)

@@ -119,7 +119,9 @@ class Predictor:
             torch.set_num_threads(config.torch_threads)
         self.device = choose_device(config.device)
         self.ensemble, self.config = ensemble.to(self.device), config
-        self._computing = threading.Lock()  # one case on the device at a time, while others are read and written
+        self._computing = (
+            threading.Lock()
+        )  # one case on the device at a time, while others are read and written
         self.output = locate(config.output) if config.output else None
         self.postprocessing = (
             None

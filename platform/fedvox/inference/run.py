@@ -1,10 +1,10 @@
 """Many cases: listed, predicted one after the other or over Ray, reported.
 
-    OUTPUT/CASE.nii.gz               label map
-    OUTPUT/CASE_uncertainty.nii.gz   where it is asked for
-    OUTPUT/cases/CASE.json           written last: the case is done
-    OUTPUT/labels.json               structure -> label value
-    OUTPUT/report.json               what became of every case
+OUTPUT/CASE.nii.gz               label map
+OUTPUT/CASE_uncertainty.nii.gz   where it is asked for
+OUTPUT/cases/CASE.json           written last: the case is done
+OUTPUT/labels.json               structure -> label value
+OUTPUT/report.json               what became of every case
 """
 
 from __future__ import annotations
@@ -83,10 +83,11 @@ class PredictReport:
     def error(self) -> FedvoxError | None:
         """What the command has to end with, None for success."""
         failed, rejected = self.of_status("failed"), self.of_status("rejected")
-        first = (failed or rejected or [None])[0]
-        if first is None:
+        unfinished = [*failed, *rejected]
+        if not unfinished:
             return None
-        more = f" (and {len(failed) + len(rejected) - 1} more cases)" if len(failed) + len(rejected) > 1 else ""
+        first = unfinished[0]
+        more = f" (and {len(unfinished) - 1} more cases)" if len(unfinished) > 1 else ""
         if failed:
             return RunError(f"{first.message}{more}", first.remedy)
         return DataError(f"{first.message}{more}", first.remedy, code="rejected")

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from fedvox.data.store import BrickStore
 from fedvox.errors import DataError
 from fedvox.storage import Location, exists, locate, read_bytes
 
@@ -46,6 +47,7 @@ class DatasetFacts:
         channel_names: one a channel.
         num_labels: output channels, background included.
         intensity: one entry a channel.
+        case_ids: sorted; empty where the source does not name them.
     """
 
     name: str
@@ -55,6 +57,7 @@ class DatasetFacts:
     channel_names: tuple[str, ...]
     num_labels: int
     intensity: tuple[IntensityProperties, ...]
+    case_ids: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuses facts that no plan can be made from."""
@@ -119,6 +122,7 @@ def facts_of_store(folder: Location) -> DatasetFacts:
         name=str(meta["name"]),
         channel_names=tuple(meta["channel_names"]),
         num_labels=len(meta["structures"]),
+        case_ids=tuple(sorted(BrickStore.open(folder.uri).case_ids)),
     )
 
 
@@ -155,23 +159,32 @@ def facts_of_raw(uri: str) -> DatasetFacts:
     Raises:
         DataError: the data set cannot be understood, or none of its cases can be used.
     """
-    from fedvox.data.ingest_config import SourceConfig
+    from fedvox.data.ingest_config import (
+        SourceConfig,
+    )  # of what a raw data set needs, nothing is needed elsewhere
     from fedvox.data.sources import open_sources
     from fedvox.planning.measure import measure_sources
 
     sources = open_sources([SourceConfig(path=uri)])
-    fingerprint, num_labels = measure_sources(sources)
+    measured = measure_sources(sources)
     return _facts(
-        fingerprint.to_nnunet(),
+        measured.fingerprint.to_nnunet(),
         uri,
         name=sources.datasets[0].name,
         channel_names=sources.channel_names,
-        num_labels=num_labels,
+        num_labels=measured.num_labels,
+        case_ids=measured.case_ids,
     )
 
 
 def _facts(
-    fingerprint: Mapping[str, Any], file: str, *, name: str, channel_names: tuple[str, ...], num_labels: int
+    fingerprint: Mapping[str, Any],
+    file: str,
+    *,
+    name: str,
+    channel_names: tuple[str, ...],
+    num_labels: int,
+    case_ids: tuple[str, ...] = (),
 ) -> DatasetFacts:
     try:
         channels = fingerprint["foreground_intensity_properties_per_channel"]
@@ -184,6 +197,7 @@ def _facts(
             channel_names=channel_names,
             num_labels=num_labels,
             intensity=intensity,
+            case_ids=case_ids,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(

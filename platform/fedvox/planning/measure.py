@@ -27,8 +27,23 @@ class _Rules:
     tolerate: tuple[str, ...] = ()
 
 
-def measure_sources(sources: JoinedSources) -> tuple[DatasetFingerprint, int]:
-    """The fingerprint of all cases that can be used, and the number of labels with background.
+@dataclass(frozen=True)
+class Measured:
+    """A measured data set.
+
+    Attributes:
+        fingerprint: of all cases that can be used.
+        num_labels: background included.
+        case_ids: of these cases, sorted.
+    """
+
+    fingerprint: DatasetFingerprint
+    num_labels: int
+    case_ids: tuple[str, ...]
+
+
+def measure_sources(sources: JoinedSources) -> Measured:
+    """Measures all cases that can be used; the others are named in the log.
 
     Raises:
         DataError: none can be used; the first reasons are told.
@@ -46,7 +61,8 @@ def measure_sources(sources: JoinedSources) -> tuple[DatasetFingerprint, int]:
             log.warning("left out: %s", error.errors[0].message)
     if not prints:
         raise refused[0] if refused else DataError("the data set has no case", "Add some.", code="no_case")
-    return join_fingerprints(prints), len(space.structures)
+    case_ids = tuple(sorted(case.case_id for case in prints))
+    return Measured(join_fingerprints(prints), len(space.structures), case_ids)
 
 
 def _measure(case: RawCase, rules: _Rules) -> CaseFingerprint:

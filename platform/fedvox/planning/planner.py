@@ -14,7 +14,7 @@ supplementary notes 2 and 4; Isensee et al. 2024, "nnU-Net Revisited" (ResEnc pr
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -239,24 +239,21 @@ class _Planner:
 
     def _patch(self, grid: _Grid) -> tuple[Topology, list[Decision]]:
         axes = len(grid.spacing_mm)
-        inverse = 1 / np.array(grid.spacing_mm)
-        box = inverse * (FIRST_BOX[axes] / np.prod(inverse)) ** (1 / axes)
-        first = [min(round(float(n)), m) for n, m in zip(box, grid.median_shape, strict=True)]
-        topology = topology_for(grid.spacing_mm, first)
-        start, cuts = topology.patch_size, 0
-        while self._too_large(topology, axes):
-            topology = self._shortened(topology, grid)
-            cuts += 1
-        edge = round(FIRST_BOX[axes] ** (1 / axes))
-        reason = (
-            f"a box of {edge}{'³' if axes == 3 else '²'} voxels in the aspect of 1/spacing, cut to the median case of "
-            f"{_per_axis(grid.median_shape)} and padded to the strides: {_per_axis(start)}"
+        fitted = fit_patch(
+            grid.spacing_mm,
+            grid.median_shape,
+            lambda size: topology_for(grid.spacing_mm, size),
+            lambda topology: not self._too_large(topology, axes),
         )
-        if cuts:
-            reason += f"; shortened {cuts} times along the axis that covers most of the median case, to fit the memory"
+        if fitted is None:
+            raise ConfigError(
+                f"{self.memory_gib:g} GiB hold no patch of {grid.name} at all",
+                f"Give more: --memory-gib (the preset {self.preset.name} has {self.preset.memory_gib:g}).",
+            )
+        topology = fitted.topology
         strides = _per_axis(topology.divisor)
         return topology, [
-            Decision("patch_size", _per_axis(topology.patch_size), reason),
+            Decision("patch_size", _per_axis(topology.patch_size), fitted.reason(grid.median_shape)),
             Decision(
                 "topology",
                 f"{topology.num_stages} stages, strides {strides} in all",
@@ -264,22 +261,6 @@ class _Planner:
                 f"voxels along an axis from the stage where it is that: {_kernels(topology)}",
             ),
         ]
-
-    def _shortened(self, topology: Topology, grid: _Grid) -> Topology:
-        """Takes one step off the axis that is longest relative to the median case."""
-        patch = list(topology.patch_size)
-        shares = [(n / m, axis) for axis, (n, m) in enumerate(zip(patch, grid.median_shape, strict=True))]
-        axis = max(shares)[1]
-        shorter = patch.copy()
-        shorter[axis] -= topology.divisor[axis]
-        # the step is that of the shorter patch, which may be halved less often: no valid size is skipped
-        patch[axis] -= topology_for(grid.spacing_mm, shorter).divisor[axis]
-        if patch[axis] < 1:
-            raise ConfigError(
-                f"{self.memory_gib:g} GiB hold no patch of {grid.name} at all",
-                f"Give more: --memory-gib (the preset {self.preset.name} has {self.preset.memory_gib:g}).",
-            )
-        return topology_for(grid.spacing_mm, patch)
 
     def _too_large(self, topology: Topology, axes: int) -> bool:
         # the plain U-Net's planner reduces the reference to the smallest batch, those of the ResEnc do not
@@ -321,6 +302,67 @@ class _Planner:
         """ResEnc plans share the plain U-Net's preprocessed data where they agree."""
         shared = self.preset.network == "resenc" and configuration in ("2d", "3d_fullres")
         return f"{'nnUNetPlans' if shared else self.preset.plans_name}_{configuration}"
+
+
+@dataclass(frozen=True)
+class FittedPatch:
+    """A patch that fits the memory, and how it was found.
+
+    Attributes:
+        topology: of the patch.
+        first: the patch that was tried first.
+        cuts: how often it was shortened.
+    """
+
+    topology: Topology
+    first: tuple[int, ...]
+    cuts: int
+
+    def reason(self, median_shape: Sequence[float]) -> str:
+        """In words."""
+        box = "a box of 256³ voxels" if len(self.first) == 3 else "a box of 2048² voxels"
+        text = (
+            f"{box} in the aspect of 1/spacing, cut to the median case of {_per_axis(median_shape)} and padded to the "
+            f"strides: {_per_axis(self.first)}"
+        )
+        if self.cuts:
+            text += (
+                f"; shortened {self.cuts} times where it covered most of the median case, to fit the memory"
+            )
+        return text
+
+
+def fit_patch(
+    spacing_mm: Sequence[float],
+    median_shape: Sequence[float],
+    topology_of: Callable[[Sequence[float]], Topology],
+    fits: Callable[[Topology], bool],
+) -> FittedPatch | None:
+    """The largest patch in the aspect of the data that fits the memory; None if none does.
+
+    Args:
+        spacing_mm: one number an axis.
+        median_shape: voxels of the median case.
+        topology_of: the topology for a size, with the patch padded to its strides.
+        fits: whether a topology fits the memory.
+    """
+    axes = len(spacing_mm)
+    inverse = 1 / np.asarray(spacing_mm)
+    box = inverse * (FIRST_BOX[axes] / np.prod(inverse)) ** (1 / axes)
+    topology = topology_of([min(round(float(n)), m) for n, m in zip(box, median_shape, strict=True)])
+    first, cuts = topology.patch_size, 0
+    while not fits(topology):
+        patch = list(topology.patch_size)
+        axis = max((n / m, axis) for axis, (n, m) in enumerate(zip(patch, median_shape, strict=True)))[1]
+        shorter = patch.copy()
+        shorter[axis] = max(1, shorter[axis] - topology.divisor[axis])
+        # the step is that of the shorter patch, which may be halved less often: no valid size is skipped
+        patch[axis] -= topology_of(shorter).divisor[axis]
+        if patch[axis] < 1:
+            return None
+        topology = topology_of(patch)
+        cuts += 1
+    return FittedPatch(topology, first, cuts)
 
 
 def _kernels(topology: Topology) -> str:

@@ -94,16 +94,30 @@ def read_splits(uri: str, case_ids: Sequence[str] | None = None) -> tuple[Fold, 
         folds = tuple(Fold(tuple(sorted(f["train"])), tuple(sorted(f["val"]))) for f in value)
     except (ValueError, KeyError, TypeError) as error:
         raise _bad_splits(uri, f"is no list of folds with `train` and `val`: {error!r}") from error
+    return checked_folds(folds, case_ids, uri)
+
+
+def checked_folds(folds: Sequence[Fold], case_ids: Sequence[str] | None, source: str) -> tuple[Fold, ...]:
+    """The folds, if they can be used.
+
+    Args:
+        folds: to check.
+        case_ids: the cases that there are; None for any.
+        source: names the splits in messages.
+
+    Raises:
+        DataError: a case is on both sides of a fold, or it is unknown.
+    """
     for number, fold in enumerate(folds):
         both = set(fold.training) & set(fold.validation)
         if both:
-            raise _bad_splits(uri, f"holds case {min(both)} in both parts of fold {number}")
+            raise _bad_splits(source, f"holds case {min(both)} in both parts of fold {number}")
         unknown = set(fold.training + fold.validation) - set(case_ids if case_ids is not None else ())
         if case_ids is not None and unknown:
             raise _bad_splits(
-                uri, f"names case {min(unknown)} in fold {number}, which the data set does not have"
+                source, f"names case {min(unknown)} in fold {number}, which the data set does not have"
             )
-    return folds
+    return tuple(folds)
 
 
 def write_splits(folds: Sequence[Fold], location: Location) -> None:
