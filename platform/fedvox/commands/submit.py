@@ -20,6 +20,7 @@ from fedvox.errors import ConfigError, FedvoxError, RunError
 
 RUN_DIRECTORY = re.compile(r"^run directory: (\S+)\s*$", re.MULTILINE)
 PLAIN_LINE_S = 30.0
+INTERRUPTED = 130
 
 
 def submit(
@@ -83,6 +84,8 @@ def submit_and_follow(
             print(f"\nstopping {job} …", file=sys.stderr)
             client.stop_job(job)
             _follow(client, job)
+            print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+            return INTERRUPTED
         details = client.get_job_info(job)
         if details.driver_exit_code is not None:
             return int(details.driver_exit_code)
