@@ -30,6 +30,9 @@ DISCLAIMER = (
 )
 
 
+_STOPPED = 130
+
+
 class _Command(NamedTuple):
     module: str
     section: str
@@ -146,6 +149,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         code = app(args=arguments, prog_name="fedvox-compliance", standalone_mode=False)
+        if code == _STOPPED:  # typer turns Ctrl-C into this
+            raise KeyboardInterrupt
         raise SystemExit(code if isinstance(code, int) else 0)
     except ComplianceError as error:
         if "--debug" in arguments:
@@ -157,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
     except (click.Abort, KeyboardInterrupt):
         sys.stderr.write("\nStopped. What was answered is saved.\n")
-        raise SystemExit(130) from None
+        raise SystemExit(_STOPPED) from None
     except BrokenPipeError:  # `| head` closed the pipe; that is no failure of ours
         raise SystemExit(0) from None
     except Exception as error:

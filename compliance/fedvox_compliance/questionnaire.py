@@ -58,7 +58,7 @@ def steps_of(
     """The questions to be put, in order, as things stand now."""
     stated = assessment.stated_scope
     scope: list[Step] = []
-    if not selection.is_part:
+    if not selection.is_part and selection.only in (Only.ALL, Only.OPEN):
         for question in catalogue.scope_questions.values():
             ruled_out = question.after is not None and stated.get(question.after) is False
             if not ruled_out and (selection.only is Only.ALL or holds(question, stated) is None):

@@ -306,6 +306,8 @@ class Workspace:
     ) -> None:
         """Set or remove many entries and scope statements in one transaction: all of them, or none.
 
+        What is as it was leaves no line in the history.
+
         Raises:
             AssessmentError: an entry breaks a rule, or a scope question is unknown; all are named.
             ConflictError: another program changed one of these entries since this one read it.
@@ -318,6 +320,7 @@ class Workspace:
         _refuse(broken)
         for question_id in scope:
             self._require_scope_question(question_id)
+        entries = {i: e for i, e in entries.items() if e != self._assessment.entries.get(i)}
         if entries or scope:
             seen = {i: self._assessment.entries.get(i) for i in entries}
             with self._changing():
