@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -58,11 +59,17 @@ class Backbone(nn.Module):
         """What each edge of a patch (D, H, W) must be a multiple of."""
         raise NotImplementedError
 
-    def check_patch(self, x: Tensor) -> None:
+    def check_patch(self, x: Tensor, *, fewest_voxels: int = 2) -> None:
         """Refuse a batch that the network cannot take.
 
+        Args:
+            x: the images.
+            fewest_voxels: how many voxels must be left at the coarsest level; instance normalisation turns a single
+                one into a constant.
+
         Raises:
-            ConfigError: not five dimensions, another channel count, or edges that `divisor` does not divide.
+            ConfigError: not five dimensions, another channel count, edges that `divisor` does not divide, or too
+                small a patch.
         """
         if x.ndim != 5 or x.shape[1] != self.config.in_channels:
             raise ConfigError(
@@ -75,6 +82,11 @@ class Backbone(nn.Module):
             raise ConfigError(
                 f"patch_size {patch} is not divisible by {self.divisor}, which this network needs",
                 f"use the next larger patch_size, {fitting}",
+            )
+        if math.prod(n // d for n, d in zip(patch, self.divisor, strict=True)) < fewest_voxels:
+            raise ConfigError(
+                f"patch_size {patch} leaves a single voxel at the network's coarsest level",
+                f"use a patch_size larger than {self.divisor} along at least one axis",
             )
 
 
@@ -111,6 +123,19 @@ def per_level(value: PerLevel, levels: int, field: str) -> tuple[Triple, ...]:
             f"give one value for all, or {levels} values",
         )
     return values
+
+
+def transitions(value: PerLevel, levels: int) -> tuple[Triple, ...]:
+    """One stride per pair of neighbouring levels; nnU-Net's plans have one more in front, of ones, for the first level.
+
+    Raises:
+        ConfigError: malformed, or not as many as pairs.
+    """
+    if isinstance(value, tuple | list) and len(value) == levels and value[0] in (1, (1, 1, 1), [1, 1, 1]):
+        nested = any(isinstance(v, tuple | list) for v in value)
+        if nested:
+            value = tuple(value[1:])
+    return per_level(value, levels - 1, "stride")
 
 
 def check_positive(**fields: int | Iterable[int]) -> None:

@@ -15,9 +15,14 @@ from torch import Tensor
 
 def has_fast_path(x: Tensor) -> bool:
     """Whether `x` (B, C, D, H, W) is a float32 CPU tensor in channels-last memory, in eager mode."""
-    if not _is_plain_cpu_tensor(x) or x.dtype != torch.float32 or torch.compiler.is_compiling():
+    if (
+        x.device.type != "cpu"
+        or is_transformed(x)
+        or x.dtype != torch.float32
+        or torch.compiler.is_compiling()
+    ):
         return False
-    _, channels, depth, height, width = x.shape
+    channels, _, height, width = x.shape[1:]
     strides = (1, height * width * channels, width * channels, channels)
     # By strides and not by is_contiguous(memory_format=...), which is true of any layout of a single channel.
     # The stride of a dimension with a single entry is arbitrary.
@@ -28,12 +33,13 @@ def has_fast_path(x: Tensor) -> bool:
 
 def to_fast_layout(x: Tensor) -> Tensor:
     """Channels-last memory for a CPU tensor (B, C, D, H, W); a tensor of another device as it is."""
-    return x.contiguous(memory_format=torch.channels_last_3d) if _is_plain_cpu_tensor(x) else x
+    plain = x.device.type == "cpu" and not is_transformed(x)
+    return x.contiguous(memory_format=torch.channels_last_3d) if plain else x
 
 
-def _is_plain_cpu_tensor(x: Tensor) -> bool:
-    """False inside `torch.vmap` and `torch.func.grad` (Opacus uses them), which know no memory formats."""
-    return x.device.type == "cpu" and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+def is_transformed(x: Tensor) -> bool:
+    """Inside `torch.vmap` or `torch.func.grad` (Opacus uses them), which know no memory formats and few functions."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def rows(x: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """Published parameter counts, reference activations, and one thread for all of it."""
 
+import importlib
 import json
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -76,3 +78,20 @@ def assert_activation() -> Callable[[Tensor, dict[str, Any]], None]:
         )
 
     return check
+
+
+@pytest.fixture(scope="session")
+def primus_peer() -> Any:
+    """The original code of Primus. It imports timm, timm imports torchvision, whose operators a CPU build may lack."""
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError:  # "operator torchvision::nms does not exist": declared here, and never called
+        for name in [module for module in sys.modules if module.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _LIBRARIES.append(library)  # an operator lives as long as its library
+    return importlib.import_module("dynamic_network_architectures.architectures.primus")
+
+
+_LIBRARIES: list[torch.library.Library] = []

@@ -56,11 +56,11 @@ def ours_from_original(name: str) -> str:
 @pytest.mark.parametrize(
     ("key", "block"),
     [
-        ("mednext/block_c4_r2_k3", lambda: MedNeXtBlock(4, 4, 2, (3, 3, 3), None)),
-        ("mednext/block_c4_r2_k3_grn(mean)", lambda: MedNeXtBlock(4, 4, 2, (3, 3, 3), "mean")),
+        ("mednext/block_c4_r2_k3", lambda: MedNeXtBlock(4, 4, 2, (3, 3, 3))),
+        ("mednext/block_c4_r2_k3_grn(mean)", lambda: MedNeXtBlock(4, 4, 2, (3, 3, 3), grn="mean")),
         (
             "mednext/up_c4_2_r2_k3_res(leftpad)",
-            lambda: MedNeXtBlock(4, 2, 2, (3, 3, 3), None, "up", (2, 2, 2)),
+            lambda: MedNeXtBlock(4, 2, 2, (3, 3, 3), resample="up", stride=(2, 2, 2)),
         ),
     ],
 )
@@ -246,25 +246,47 @@ def test_a_flat_kernel_never_mixes_slices() -> None:
     assert difference[[0, 1, 3]].max() == 0
 
 
-def test_checkpointed_blocks_give_the_same_gradients_from_less_saved_memory() -> None:
-    plain = build_model("mednext-v2-tiny", in_channels=1, classes=2)
-    frugal = build_model("mednext-v2-tiny", in_channels=1, classes=2, checkpoint_blocks=True)
+def kept_for_backward(model: nn.Module, image: Tensor) -> tuple[int, Tensor]:
+    """Bytes of distinct tensors kept by a forward pass, and its loss."""
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        loss = sum(out.square().mean() for out in model(image))
+    return sum(kept.values()), loss
+
+
+@pytest.mark.parametrize(
+    ("version", "option", "at_most"),
+    [
+        ({"grn": None}, "recompute_activations", 0.85),
+        ({"grn": "mean"}, "recompute_activations", 0.65),
+        ({"grn": "mean"}, "checkpoint_blocks", 0.35),
+    ],
+)
+def test_recomputing_gives_the_same_gradients_from_less_memory(
+    version: dict, option: str, at_most: float
+) -> None:
+    def build(**options: bool) -> MedNeXt:
+        return build_model("mednext-v2-tiny", in_channels=1, classes=2, **version, **options)
+
+    plain = build(recompute_activations=False)
+    frugal = build(**{option: True})
+    for parameter in plain.parameters():
+        nn.init.normal_(parameter, std=0.2)
     frugal.load_state_dict(plain.state_dict())
     image = torch.randn(1, 1, 16, 16, 16)
-    saved = {}
-    for name, model in (("plain", plain), ("frugal", frugal)):
-        total = 0
-
-        def count(tensor: Tensor) -> Tensor:
-            nonlocal total
-            total += tensor.numel()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            loss = sum(out.square().mean() for out in model(image))
-        saved[name] = total
-        loss.backward()
-    assert saved["frugal"] < saved["plain"] / 4
+    weights = sum(p.numel() * p.element_size() for p in plain.parameters())
+    (plain_bytes, plain_loss), (frugal_bytes, frugal_loss) = (
+        kept_for_backward(m, image) for m in (plain, frugal)
+    )
+    assert frugal_bytes - weights < at_most * (plain_bytes - weights)
+    plain_loss.backward()
+    frugal_loss.backward()
     for a, b in zip(plain.parameters(), frugal.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-7)
 
@@ -297,6 +319,14 @@ def test_a_patch_that_cannot_be_halved_is_refused_with_the_next_larger() -> None
     with pytest.raises(ConfigError, match=r"\(30, 32, 32\) is not divisible") as refusal:
         model(torch.zeros(1, 1, 30, 32, 32))
     assert "(32, 32, 32)" in refusal.value.remedy
+
+
+def test_a_patch_that_ends_in_a_single_voxel_is_refused() -> None:
+    model = build_model("mednext-v2-nano", in_channels=1, classes=2)
+    with pytest.raises(ConfigError, match="a single voxel") as refusal:
+        model(torch.zeros(2, 1, 4, 4, 4))
+    assert "larger than (4, 4, 4)" in refusal.value.remedy
+    assert model.eval()(torch.zeros(1, 1, 4, 4, 8)).shape == (1, 2, 4, 4, 8)
 
 
 def test_a_batch_of_another_channel_count_is_refused() -> None:

@@ -8,7 +8,13 @@ from torch.func import functional_call, grad, vmap
 
 from fedvox.models.registry import build_model
 
-MODELS = ["mednext-v2-nano"]
+MODELS = {
+    "mednext-v1": ("mednext-v2-nano", {"grn": None}),
+    "mednext-v2": ("mednext-v2-nano", {}),
+    "mednext-v2-checkpointed": ("mednext-v2-nano", {"checkpoint_blocks": True}),
+    "resenc-unet": ("resenc-unet-tiny", {"features": (4, 8, 8, 8)}),
+    "plain-unet": ("plain-unet", {"features": (4, 8), "blocks": (2, 2), "decoder_convs": (2,)}),
+}
 
 
 def loss_of(out: Tensor) -> Tensor:
@@ -21,13 +27,14 @@ def looped(model: nn.Module, images: Tensor) -> list[dict[str, Tensor]]:
     for image in images:
         model.zero_grad()
         loss_of(model(image[None])).backward()
-        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad})
     return gradients
 
 
 @pytest.fixture(params=MODELS)
 def model(request: pytest.FixtureRequest) -> nn.Module:
-    model = build_model(request.param, in_channels=1, classes=2, deep_supervision=False)
+    name, fields = MODELS[request.param]
+    model = build_model(name, in_channels=1, classes=2, deep_supervision=False, **fields)
     for parameter in model.parameters():
         if parameter.abs().max() == 0:
             nn.init.normal_(parameter, std=0.1)  # GRN starts at zero, where half of its gradient vanishes
@@ -36,7 +43,7 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
 
 @pytest.fixture
 def images() -> Tensor:
-    return torch.randn(3, 1, 8, 8, 8)
+    return torch.randn(3, 1, 8, 8, 16)
 
 
 def assert_close_per_sample(mine: dict[str, Tensor], expected: list[dict[str, Tensor]]) -> None:
@@ -48,7 +55,7 @@ def assert_close_per_sample(mine: dict[str, Tensor], expected: list[dict[str, Te
 
 
 def test_vmap_gives_every_samples_own_gradient(model: nn.Module, images: Tensor) -> None:
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
     def loss(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
         return loss_of(functional_call(model, parameters, (image[None],)))
@@ -61,7 +68,11 @@ def test_opacus_gives_every_samples_own_gradient(model: nn.Module, images: Tenso
     model.zero_grad()
     private = GradSampleModule(model, loss_reduction="sum", strict=True)
     loss_of(private(images)).backward()
-    mine = {name.removeprefix("_module."): p.grad_sample for name, p in private.named_parameters()}
+    mine = {
+        name.removeprefix("_module."): p.grad_sample
+        for name, p in private.named_parameters()
+        if p.requires_grad
+    }
     assert_close_per_sample(mine, expected)
 
 
