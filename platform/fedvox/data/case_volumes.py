@@ -127,12 +127,12 @@ def _read_masks(masks: tuple[tuple[int, str], ...]) -> Volume:
 
 
 def _joined(channels: list[np.ndarray], chosen: tuple[int, ...] | None) -> np.ndarray:
-    """(C, D, H, W) in C order; a single file in the order of its bytes is not copied."""
+    """(C, D, H, W); a single file is not copied, though its axes may run backwards in memory."""
     parts = [channel for volume in channels for channel in volume]
     if chosen is not None:
         parts = [parts[index] for index in chosen]
     if len(channels) == 1 and chosen is None:
-        return np.ascontiguousarray(channels[0])
+        return channels[0]
     dtypes = {part.dtype for part in parts}
     dtype: np.dtype[Any] = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
     image = np.empty((len(parts), *parts[0].shape), dtype=dtype)

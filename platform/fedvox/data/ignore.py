@@ -32,4 +32,10 @@ def ignore_value(dtype: np.dtype[Any]) -> int:
 
 def is_foreground(label: np.ndarray) -> np.ndarray:
     """Where a structure was annotated: neither background nor ignored; bool, the label's shape."""
-    return np.asarray((label != 0) & (label != ignore_value(label.dtype)))
+    inside = np.asarray(label != 0)
+    ignored = ignore_value(label.dtype)
+    for part, kept in zip(
+        label.reshape(-1, label.shape[-1]), inside.reshape(-1, label.shape[-1]), strict=True
+    ):
+        kept &= part != ignored  # row by row: no second mask of the whole volume
+    return inside

@@ -273,12 +273,15 @@ class LabelSpace:
             label_set: whose values they are.
             label: integers, all of them known to the label set.
 
-        Shape: any -> same, `dtype`.
+        Shape: (N, ...) -> same, `dtype`.
         """
         mapping = self.values[label_set]
         table = np.zeros(max(mapping) + 1, dtype=self.dtype)
         table[list(mapping)] = list(mapping.values())
-        return np.asarray(table[label])
+        indices = np.empty(label.shape, dtype=self.dtype)
+        for part in range(len(label)):  # one at a time: an index array takes 8 bytes a voxel
+            indices[part] = table[label[part]]
+        return indices
 
 
 def join_labels(label_sets: Mapping[str, SourceLabels], mapping: LabelMapping | None = None) -> LabelSpace:

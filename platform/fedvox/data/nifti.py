@@ -227,7 +227,9 @@ def _read_voxels(feed: _Feed, header: NiftiHeader) -> np.ndarray:
     whole = header.dtype.kind in "iu" and header.slope.is_integer() and header.intercept.is_integer()
     if native.char in _KEPT and (unscaled or whole):
         stored = np.empty(header.shape, dtype=native)
-        _fill(feed, header, stored, lambda chunk: chunk)
+        feed.fill(stored.reshape(-1).view(np.uint8).data)
+        if not header.dtype.isnative:
+            stored.byteswap(inplace=True)
         return stored if unscaled else _scaled_integers(stored, header, feed.path)
     if whole:  # 64-bit integers: labels, mostly
         stored = np.empty(header.shape, dtype=np.int32)
@@ -291,7 +293,7 @@ class _Feed:
         compressed = stream.read(2) == _GZIP_MAGIC
         stream.seek(0)
         self._chunks = _inflate(stream, path) if compressed else _plain(stream)
-        self._held = bytearray()
+        self._held = memoryview(b"")
         self._position = 0
 
     def peek(self, count: int) -> bytes:
@@ -299,18 +301,25 @@ class _Feed:
         self._hold(count)
         return bytes(self._held[:count])
 
-    def take(self, count: int) -> bytes:
+    def take(self, count: int) -> bytearray:
         """Exactly `count` bytes."""
-        self._hold(count)
-        if len(self._held) < count:
-            found = self._position + len(self._held)
-            raise _truncated(
-                self.path, f"it ends after {found:,} bytes of at least {self._position + count:,}"
-            )
-        taken = bytes(self._held[:count])
-        del self._held[:count]
-        self._position += count
+        taken = bytearray(count)
+        self.fill(memoryview(taken))
         return taken
+
+    def fill(self, target: memoryview) -> None:
+        """Puts the next bytes into all of `target`, each copied once."""
+        done = 0
+        while done < len(target):
+            self._hold(1)
+            part = self._held[: len(target) - done]
+            if not part:
+                found, needed = self._position + done, self._position + len(target)
+                raise _truncated(self.path, f"it ends after {found:,} of at least {needed:,} bytes")
+            target[done : done + len(part)] = part
+            self._held = self._held[len(part) :]
+            done += len(part)
+        self._position += done
 
     def skip_to(self, offset: int) -> None:
         """Passes over everything before `offset`."""
@@ -322,7 +331,7 @@ class _Feed:
             chunk = next(self._chunks, None)
             if chunk is None:
                 return
-            self._held += chunk
+            self._held = memoryview(bytes(self._held) + chunk) if self._held else memoryview(chunk)
 
 
 def _plain(stream: BinaryIO) -> Iterator[bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -335,6 +336,35 @@ def test_the_contact_sheet_shows_every_case(tmp_path):
     orange = (np.abs(pixels - [230, 159, 0]).sum(axis=-1) < 60).sum()  # outlines of the first structure
     assert orange > 100
     assert run(folder.root, tmp_path / "t", spacing_mm="native", contact_sheet_cases=0).contact_sheet is None
+
+
+_MEASURE = """
+import resource, sys
+from fedvox.data.ingest import IngestConfig, ingest
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+for name in ("small", "large"):
+    before = peak()
+    ingest(IngestConfig(sources=(sys.argv[1] + "/" + name,), output=sys.argv[1] + "/store_" + name, workers=0,
+                        spacing_mm=(4, 2, 2), contact_sheet_cases=0))
+print(peak() - before)
+"""
+
+
+def test_a_case_takes_little_more_memory_than_its_files(tmp_path):
+    for name, shape in (("small", (32, 32, 32)), ("large", (192, 192, 240))):
+        folder = Folder(tmp_path / name, cases=("a",), file_ending=".nii")
+        shutil.rmtree(folder.root / "imagesTr")
+        shutil.rmtree(folder.root / "labelsTr")
+        affine = np.diag([-1.5, -1.5, 3, 1])  # an LPS file, as CTs are: its axes run backwards
+        image = save(folder.root / "imagesTr/a_0000.nii", ct(0, shape), affine)
+        label = save(folder.root / "labelsTr/a.nii", np.zeros(shape, np.uint8) + (ct(0, shape) > 0), affine)
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURE, tmp_path], capture_output=True, text=True, check=True
+    )
+    files = image.stat().st_size + label.stat().st_size
+    # as read, canonical labels, where the foreground is, the resampled image; float64 would take 4 times
+    assert int(done.stdout) < 2.5 * files
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------
