@@ -123,13 +123,24 @@ def enter(driver: Any, served: Served, name: str = "Dr. S. Okafor") -> None:
 
 
 def wait(driver: Any, condition: Callable[[], Any], seconds: float = 20) -> Any:
+    from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
+
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        found = condition()
-        if found:
-            return found
+        with contextlib.suppress(NoSuchElementException, StaleElementReferenceException):  # between two pages
+            found = condition()
+            if found:
+                return found
         time.sleep(0.02)
     raise AssertionError(f"timed out at {driver.current_url}: {driver.page_source[-500:]}")
+
+
+def follow(driver: Any, selector: str) -> None:
+    """Click a link and wait until the next page is there."""
+    before = driver.find_element("tag name", "html").id
+    driver.find_element("css selector", selector).click()
+    wait(driver, lambda: driver.find_element("tag name", "html").id != before)
+    wait(driver, lambda: driver.execute_script("return document.readyState") == "complete")
 
 
 def settled(driver: Any) -> bool:
@@ -193,22 +204,21 @@ def test_a_clinic_fills_the_combined_profile_in_one_sitting(
 ) -> None:
     served, driver = serve(), open_browser()
     enter(driver, served)
-    driver.find_element("css selector", 'a[href="/scope"]').click()
+    follow(driver, 'nav a[href="/scope"]')
     for number, form in enumerate(
         [f.get_attribute("id") for f in driver.find_elements("css selector", "form.scope")]
     ):
         tick(driver, f'[id="{form}"]', "applies", "no" if number % 4 == 3 else "yes")
     wait(driver, lambda: settled(driver), 60)
     said: dict[str, str] = {}
-    driver.find_element("css selector", ".onward a.primary").click()
+    follow(driver, ".onward a.primary")
     while True:
         said |= fill_section(driver, len(said))
-        onward = driver.find_elements("css selector", ".onward a.primary")
-        if not onward:
+        if not driver.find_elements("css selector", ".onward a.primary"):
             break
-        onward[0].click()
+        follow(driver, ".onward a.primary")
     attach_to_gate(driver, served, tmp_path)
-    driver.find_element("css selector", 'a[href="/"]').click()
+    follow(driver, 'nav a[href="/"]')
     shown = driver.find_element("css selector", "#panel .big").text
     assert driver.find_elements("css selector", ".good-note"), "everything in scope should be answered"
     result = scored(served.folder)
