@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -725,3 +726,32 @@ def test_a_configuration_file_says_all_that_flags_say_and_flags_win(tmp_path):
 def test_help_shows_an_example(tmp_path):
     shown = command("--help", expect=0).stdout
     assert "ray job submit --working-dir . -- python jobs/ingest.py" in shown
+
+
+def test_the_page_on_ingest_names_every_reason_for_a_rejection():
+    page = (ROOT / "docs/ingest.md").read_text(encoding="utf-8")
+    reading = (
+        "checks",
+        "nifti",
+        "dicom",
+        "readers",
+        "case_volumes",
+        "ingest_case",
+        "folder_sources",
+        "sources",
+    )
+    texts = "".join(
+        (ROOT / f"platform/fedvox/data/{name}.py").read_text(encoding="utf-8") for name in reading
+    )
+    named = re.findall(r"""code="(\w+)\"|_(?:error|refusal|incomplete)\(\s*(?:\w+,\s*)?"(\w+)\"""", texts)
+    codes = {code for pair in named for code in pair if code}
+    assert {"truncated", "missing_slices", "affine_mismatch", "missing_label"} <= codes
+    beside_cases = {
+        "failed",
+        "no_source",
+        "several",
+        "duplicate_source",
+        "missing_folder",
+        "unsupported_file_ending",
+    }
+    assert [code for code in sorted(codes - beside_cases) if f"`{code}`" not in page] == []

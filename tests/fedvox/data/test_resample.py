@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,40 @@ def test_thick_slices_are_interpolated_in_plane_and_repeated_along_z_as_nnunet_d
     grid = np.meshgrid(position, np.arange(shape[1]), np.arange(shape[2]), indexing="ij")
     expected = map_coordinates(planes, grid, order=0, mode="nearest")
     assert np.abs(ours - expected).max() < 1e-3
+
+
+@pytest.fixture(scope="module")
+def nnunet():
+    """nnU-Net's own resampling: `resample(volume, shape, spacing, target, is_seg)`."""
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        os.environ.setdefault(variable, "/nonexistent")  # it complains on import without them
+    from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
+
+    def resample(volume, shape, spacing, target, is_seg=False):
+        return resample_data_or_seg_to_shape(
+            volume[None], shape, spacing, target, is_seg, order=1 if is_seg else 3, force_separate_z=None
+        )[0]
+
+    return resample
+
+
+@pytest.mark.parametrize(
+    ("spacing", "target"),
+    [
+        ((1, 1, 1), (5, 1, 1)),  # the whole way to thick slices
+        ((5, 1, 1), (1, 1, 1)),  # and back
+        ((5, 1, 1), (4, 1.3, 1.3)),
+        ((1, 1, 1), (1.3, 1.3, 1.3)),
+    ],
+)
+def test_image_and_label_equal_nnunets_on_the_mni152_brain(brain, nnunet, spacing, target):
+    image = brain[:: int(spacing[0])].astype(np.float32)
+    label = np.digitize(image, (60, 150, 200)).astype(np.uint8)
+    shape, axis = resampled_shape(image.shape, spacing, target), coarse_axis(spacing, target)
+    theirs = nnunet(image, shape, spacing, target)
+    assert np.abs(resample_image(image, shape, slice_axis=axis) - theirs).max() < 1e-3  # of 0..255
+    same = resample_label(label, shape, slice_axis=axis) == nnunet(label, shape, spacing, target, is_seg=True)
+    assert same.mean() > 0.9999
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
