@@ -122,3 +122,39 @@ def saved(tmp_path: Path) -> Callable[..., Path]:
         return folder / f"{name}.nii.gz"
 
     return save
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Callable[..., str]:
+    """Writes a released model with random weights; returns its run directory."""
+
+    def write(
+        name: str = "run",
+        *,
+        structures: tuple[str, ...] = ("background", "a", "b"),
+        seed: int = 0,
+        **changes: Any,
+    ) -> str:
+        from fedvox.models.registry import build_model
+        from fedvox.storage import locate
+        from fedvox.training.release import ModelInfo, write_release
+
+        torch.manual_seed(seed)
+        channels = changes.get("channel_names", ("MR",))
+        model = build_model("mednext-v2-nano", in_channels=len(channels), classes=len(structures))
+        fields: dict[str, Any] = {
+            "name": "mednext-v2-nano", "options": {}, "structures": structures, "channel_names": channels,
+            "patch_size": (16, 16, 16), "spacing_mm": (4.0, 4.0, 4.0), "normalization": "zscore", "intensity": (),
+            "modality": "MR",
+        }  # fmt: skip
+        folder = tmp_path / "runs" / name / "final"
+        write_release(model, ModelInfo(**{**fields, **changes}), locate(folder))
+        return str(tmp_path / "runs" / name)
+
+    return write
+
+
+@pytest.fixture
+def small_brain(brain: nib.Nifti1Image) -> nib.Nifti1Image:
+    """A crop that takes a second to predict."""
+    return brain.slicer[20:68, 20:72, 20:60]
