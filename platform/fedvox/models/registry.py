@@ -14,13 +14,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedvox.errors import ConfigError
-from fedvox.models import mednext, resenc_unet
+from fedvox.models import mednext, primus, resenc_unet
 from fedvox.models.backbone import Backbone, nearest
 
 # Config dataclass -> its model, and the named sizes of the architecture.
 _ARCHITECTURES: dict[str, tuple[type[Any], Callable[[Any], Backbone], Mapping[str, Any]]] = {
     "mednext": (mednext.MedNeXtConfig, mednext.MedNeXt, mednext.SIZES),
     "resenc_unet": (resenc_unet.ResEncUNetConfig, resenc_unet.ResEncUNet, resenc_unet.SIZES),
+    "primus": (primus.PrimusConfig, primus.Primus, primus.SIZES),
 }
 
 

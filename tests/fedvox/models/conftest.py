@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import sys
 import zlib
 from collections.abc import Callable
@@ -82,16 +83,28 @@ def assert_activation() -> Callable[[Tensor, dict[str, Any]], None]:
 
 @pytest.fixture(scope="session")
 def primus_peer() -> Any:
-    """The original code of Primus. It imports timm, timm imports torchvision, whose operators a CPU build may lack."""
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError:  # "operator torchvision::nms does not exist": declared here, and never called
-        for name in [module for module in sys.modules if module.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
+    """The original code of Primus. It imports timm, timm imports torchvision, whose operators a CPU build may lack.
+
+    Each operator that torchvision asks for is declared here, and never called.
+    """
+    while missing := _missing_torchvision_operator():
         library = torch.library.Library("torchvision", "FRAGMENT")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define(f"{missing}(Tensor unused) -> Tensor")
         _LIBRARIES.append(library)  # an operator lives as long as its library
     return importlib.import_module("dynamic_network_architectures.architectures.primus")
 
 
 _LIBRARIES: list[torch.library.Library] = []
+
+
+def _missing_torchvision_operator() -> str | None:
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        found = re.search(r"operator torchvision::(\w+) does not exist", str(error))
+        if found is None or len(_LIBRARIES) > 20:
+            raise
+        for name in [module for module in sys.modules if module.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        return found[1]
+    return None

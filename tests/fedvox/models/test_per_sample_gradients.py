@@ -13,6 +13,11 @@ MODELS = {
     "mednext-v2": ("mednext-v2-nano", {}),
     "mednext-v2-checkpointed": ("mednext-v2-nano", {"checkpoint_blocks": True}),
     "resenc-unet": ("resenc-unet-tiny", {"features": (4, 8, 8, 8)}),
+    "primus-v1": (
+        "primus-v1-s",
+        {"patch_size": 16, "width": 12, "depth": 2, "attention_heads": 2, "drop_path": 0.0},
+    ),
+    "primus-v2": ("primus-v2-tiny", {"patch_size": 16, "width": 12, "depth": 2, "drop_path": 0.0}),
     "plain-unet": ("plain-unet", {"features": (4, 8), "blocks": (2, 2), "decoder_convs": (2,)}),
 }
 
@@ -43,7 +48,7 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
 
 @pytest.fixture
 def images() -> Tensor:
-    return torch.randn(3, 1, 8, 8, 16)
+    return torch.randn(3, 1, 16, 16, 16)
 
 
 def assert_close_per_sample(mine: dict[str, Tensor], expected: list[dict[str, Tensor]]) -> None:
@@ -79,4 +84,4 @@ def test_opacus_gives_every_samples_own_gradient(model: nn.Module, images: Tenso
 def test_a_samples_output_does_not_depend_on_its_batch(model: nn.Module, images: Tensor) -> None:
     together = model(images)
     alone = torch.cat([model(image[None]) for image in images])
-    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
