@@ -35,7 +35,7 @@ from fedvox.data.records import (
 )
 from fedvox.data.store_writer import MANIFEST_FILE, STORE_FILE, StoreWriter
 from fedvox.errors import DamagedCase, DataError
-from fedvox.storage import Backend, Location, call_with_retry, exists, locate, read_bytes
+from fedvox.storage import Backend, Location, call_with_retry, exists, locate, open_file, read_bytes
 
 __all__ = ["BrickStore", "CaseIntensity", "CaseRecord", "ChannelIntensity", "StoreMeta", "StoreWriter"]
 
@@ -242,13 +242,14 @@ def _reopen(location: Location, meta: StoreMeta, manifest: pa.Table, cache: Cach
 
 
 def _open_manifest(location: Location) -> pq.ParquetFile:
-    def attempt() -> pq.ParquetFile:
-        source = location.filesystem.open_input_file(location.path)
-        return pq.ParquetFile(
-            source, read_dictionary=["source", "label_set"], pre_buffer=not location.is_local
-        )
-
-    return call_with_retry(attempt, location.uri)
+    return call_with_retry(
+        lambda: pq.ParquetFile(
+            open_file(location),
+            read_dictionary=["source", "label_set"],
+            pre_buffer=not location.is_local,
+        ),
+        location.uri,
+    )
 
 
 def _read_manifest(location: Location) -> pa.Table:

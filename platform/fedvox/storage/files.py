@@ -11,13 +11,18 @@ import contextlib
 import mmap
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
+from fedvox.errors import StorageError
 from fedvox.storage.location import Location
-from fedvox.storage.retry import DEFAULT_RETRY, RetryPolicy, call_with_retry
+from fedvox.storage.retry import DEFAULT_RETRY, RetryPolicy, call_with_retry, storage_error
+
+T = TypeVar("T")
 
 _UPLOAD_CHUNK_BYTES = 8 << 20
 
@@ -30,11 +35,67 @@ def read_bytes(location: Location, *, retry: RetryPolicy = DEFAULT_RETRY) -> byt
     """
 
     def attempt() -> bytes:
+        client = _fsspec_client(location)
+        if client is not None:
+            return bytes(client.cat_file(location.path))
         with location.filesystem.open_input_file(location.path) as file:
             data: bytes = file.readall()
         return data
 
-    return call_with_retry(attempt, location.uri, retry)
+    return _call(attempt, location, retry)
+
+
+def open_file(location: Location, *, retry: RetryPolicy = DEFAULT_RETRY) -> pa.NativeFile:
+    """A file for a library that seeks and reads by itself, such as pyarrow's Parquet reader.
+
+    Raises:
+        StorageError: missing, forbidden, or unreachable beyond the retry deadline.
+    """
+
+    def attempt() -> pa.NativeFile:
+        client = _fsspec_client(location)
+        if client is not None:
+            return pa.PythonFile(client.open(location.path, "rb"), mode="r")
+        return location.filesystem.open_input_file(location.path)
+
+    return _call(attempt, location, retry)
+
+
+def _fsspec_client(location: Location) -> Any:
+    """The fsspec file system behind a location, or None.
+
+    pyarrow asks it `isfile` before it opens, and s3fs answers no where it cannot connect: a server that is
+    down for a moment would look like a missing file. So reads go to it directly.
+    """
+    handler = getattr(location.filesystem, "handler", None)
+    return handler.fs if isinstance(handler, pafs.FSSpecHandler) else None
+
+
+def _call(action: Callable[[], T], location: Location, retry: RetryPolicy) -> T:
+    """`call_with_retry`, which also tells a missing bucket from a missing file."""
+    try:
+        return call_with_retry(action, location.uri, retry)
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            _require_bucket(location, retry)
+        raise
+
+
+_buckets_seen: set[str] = set()
+
+
+def _require_bucket(location: Location, retry: RetryPolicy) -> None:
+    """Raise where the bucket of an S3 location is missing: S3 answers only that the object is not there."""
+    bucket = location.path.split("/", 1)[0]
+    if location.is_local or bucket in _buckets_seen:
+        return
+    try:
+        info = call_with_retry(lambda: location.filesystem.get_file_info(bucket), location.uri, retry)
+    except StorageError:  # who may not look at the bucket may still use what is in it
+        return
+    if info.type == pafs.FileType.NotFound:
+        raise storage_error(FileNotFoundError(f"NoSuchBucket: {bucket}"), location.uri)
+    _buckets_seen.add(bucket)
 
 
 def read_range(location: Location, offset: int, length: int, *, retry: RetryPolicy = DEFAULT_RETRY) -> bytes:
@@ -57,11 +118,9 @@ class RangeReader:
         self.location = location
         self._retry = retry
         self._file: Any = None
-        filesystem = location.filesystem
-        handler = getattr(filesystem, "handler", None)
         # fsspec's own file objects read ahead by megabytes and seek under a lock; its range call does
         # neither.
-        self._fsspec = handler.fs if isinstance(handler, pafs.FSSpecHandler) else None
+        self._fsspec = _fsspec_client(location)
 
     def __enter__(self) -> RangeReader:
         return self
@@ -77,18 +136,16 @@ class RangeReader:
 
     def size(self) -> int:
         """Bytes in the file."""
-        if self._fsspec is not None:
-            client = self._fsspec
-            return int(
-                call_with_retry(
-                    lambda: client.info(self.location.path)["size"], self.location.uri, self._retry
-                )
-            )
-        return int(call_with_retry(lambda: self._handle().size(), self.location.uri, self._retry))
+        client = self._fsspec
+        measure = self._open_size if client is None else lambda: client.info(self.location.path)["size"]
+        return int(_call(measure, self.location, self._retry))
 
     def read_at(self, offset: int, length: int) -> bytes:
         """`length` bytes from `offset`; fewer where the file ends before."""
-        return call_with_retry(lambda: self._read(offset, length), self.location.uri, self._retry)
+        return _call(lambda: self._read(offset, length), self.location, self._retry)
+
+    def _open_size(self) -> int:
+        return int(self._handle().size())
 
     def _handle(self) -> Any:
         if self._file is None:
@@ -112,7 +169,7 @@ def write_atomic(location: Location, data: bytes | memoryview, *, retry: RetryPo
     if location.is_local:
         call_with_retry(lambda: _replace_local(Path(location.path), data), location.uri, retry)
     else:
-        call_with_retry(lambda: _put(location, memoryview(data)), location.uri, retry)
+        _call(lambda: _put(location, memoryview(data)), location, retry)
 
 
 def upload_file(local_path: Path, location: Location, *, retry: RetryPolicy = DEFAULT_RETRY) -> None:
@@ -131,9 +188,16 @@ def upload_file(local_path: Path, location: Location, *, retry: RetryPolicy = DE
 
 
 def exists(location: Location, *, retry: RetryPolicy = DEFAULT_RETRY) -> bool:
-    """Whether a file or folder is there."""
+    """Whether a file or folder is there.
+
+    Raises:
+        StorageError: forbidden, no such bucket, or unreachable beyond the retry deadline.
+    """
     info = call_with_retry(lambda: location.filesystem.get_file_info(location.path), location.uri, retry)
-    return bool(info.type != pafs.FileType.NotFound)
+    if info.type == pafs.FileType.NotFound:
+        _require_bucket(location, retry)
+        return False
+    return True
 
 
 def list_files(
@@ -146,6 +210,8 @@ def list_files(
     """
     selector = pafs.FileSelector(location.path, recursive=recursive, allow_not_found=True)
     infos = call_with_retry(lambda: location.filesystem.get_file_info(selector), location.uri, retry)
+    if not infos:
+        _require_bucket(location, retry)
     below = len(location.path.rstrip("/")) + 1
     names = sorted(info.path[below:] for info in infos if info.type == pafs.FileType.File)
     return [location.child(name) for name in names]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import random
 import re
 import time
@@ -97,35 +98,38 @@ def _is_storage_failure(error: Exception) -> bool:
 
 def storage_error(error: Exception, uri: str) -> StorageError:
     """The `StorageError` that tells a user what `error` on `uri` means and what to do."""
-    text = str(error)
-    bucket = uri.removeprefix("s3://").split("/", 1)[0]
     if isinstance(error, StorageError):
         return error
+    text = str(error)
     if isinstance(error, OSError) and error.errno in _FULL_ERRNOS:
         return StorageError(
             f"{uri}: no space left on the device", "Free some space there or name another folder."
         )
     if re.search(r"NO_SUCH_BUCKET|NoSuchBucket|bucket does not exist", text, re.IGNORECASE):
+        bucket = uri.removeprefix("s3://").split("/", 1)[0]
         return StorageError(
             f"{uri}: there is no bucket {bucket!r}", f"Create the bucket {bucket!r} or correct its name."
         )
     if re.search(r"NoCredentials|Unable to locate credentials|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES", text):
-        return StorageError(
-            f"{uri}: the credentials are missing or wrong ({text})",
-            "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN if they are temporary).",
-        )
-    if isinstance(error, PermissionError) or re.search(
-        r"ACCESS_DENIED|AccessDenied|Forbidden|status 403", text
-    ):
-        return StorageError(
-            f"{uri}: access is denied ({text})",
-            "Grant read and write access there, or check the AWS_* variables.",
-        )
+        return StorageError(f"{uri}: the credentials are missing or wrong ({text})", _credentials_remedy())
+    denied = r"ACCESS_DENIED|AccessDenied|Forbidden|status 403"
+    if isinstance(error, PermissionError) or re.search(denied, text):
+        return StorageError(f"{uri}: access is denied ({text})", _permission_remedy(uri))
     if isinstance(error, FileNotFoundError):
         return StorageError(f"{uri}: does not exist", "Check the path, or write it first.")
-    return StorageError(
-        f"{uri}: {text}", "Check that the storage is reachable (network, AWS_ENDPOINT_URL, mount)."
-    )
+    return StorageError(f"{uri}: {text}", "Check that it can be reached (network, AWS_ENDPOINT_URL, mount).")
+
+
+def _credentials_remedy() -> str:
+    return "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN if they are temporary)."
+
+
+def _permission_remedy(uri: str) -> str:
+    if not uri.startswith("s3://"):
+        return "Grant this user read and write access to the folder, or name another."
+    if "AWS_ACCESS_KEY_ID" not in os.environ and "AWS_PROFILE" not in os.environ:
+        return f"AWS_ACCESS_KEY_ID is not set. {_credentials_remedy()}"
+    return "Grant these credentials read and write access to the bucket, or use others."
 
 
 def call_with_retry(action: Callable[[], T], uri: str, retry: RetryPolicy = DEFAULT_RETRY) -> T:
