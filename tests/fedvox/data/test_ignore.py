@@ -63,8 +63,8 @@ def test_a_store_counts_and_samples_structures_alone(store, label):
 def test_any_other_value_beyond_the_structures_is_refused(tmp_path, label):
     label[0, 0, 0] = 2
     writer = StoreWriter.create(str(tmp_path), META)
+    image = np.zeros((1, 24, 24, 24), np.float32)
     with pytest.raises(DataError, match="label 2 in a store of 2 structures"):
-        image = np.zeros((1, 24, 24, 24), np.float32)
         writer.add_case("a", image, label, source="s", label_set="all", spacing_mm=(1, 1, 1))
 
 
