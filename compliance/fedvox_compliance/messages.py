@@ -1,4 +1,4 @@
-"""The words that people read, kept out of the code: `messages/<language>.yaml`, `controls.<language>.yaml`.
+"""The words that people read, kept out of the code: `messages/<language>.yaml`, `controls_*.<language>.yaml`.
 
 Ids and answers in files are never translated; only what is shown is. What a language lacks is shown in
 English and marked, so a missing translation is seen rather than guessed.
@@ -19,6 +19,7 @@ from fedvox_compliance.errors import UsageError
 from fedvox_compliance.rules import Broken
 
 LANGUAGES = ("en", "de")
+_PARTS = ("scope", "hipaa", "gdpr", "iso27001", "platform", "overlays")  # controls_<part>.<language>.yaml
 _UNTRANSLATED = "[en] "
 _Loader: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -86,13 +87,13 @@ def load_messages(language: str = "en") -> Messages:
     if language not in LANGUAGES:
         raise UsageError(f"there is no language {language!r}", f"Choose one of {', '.join(LANGUAGES)}.")
     english = _flatten(_read("en"))
-    overlay = _read(f"controls.{language}") if language != "en" else {}
+    overlays = [_read(f"controls_{part}.{language}") for part in _PARTS] if language != "en" else []
     return Messages(
         language=language,
         _texts=english if language == "en" else _flatten(_read(language)),
         _english=english,
-        _controls=overlay.get("controls", {}),
-        _scope=overlay.get("scope", {}),
+        _controls={i: texts for o in overlays for i, texts in o.get("controls", {}).items()},
+        _scope={i: text for o in overlays for i, text in o.get("scope", {}).items()},
     )
 
 
