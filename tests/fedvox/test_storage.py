@@ -98,6 +98,7 @@ class TestFilesOnEachKindOfStorage:
         assert read_bytes(file) == data
         assert read_range(file, 1000, 50) == data[1000:1050]
         assert read_range(file, len(data) - 10, 100) == data[-10:]
+        assert read_range(file, len(data) + 5, 100) == b""
         with open_file(file) as opened:
             opened.seek(5)
             assert opened.read(3) == data[5:8]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from fedvox.data.block_codec import address_of, thread_decoder
 from fedvox.data.brick_index import BlockTable, Triple
 from fedvox.data.case_header import CaseHeader, CaseIndex, CaseLayout, read_index
-from fedvox.data.patch_plan import Piece, as_rows, overlaps, plan
+from fedvox.data.patch_plan import Overlap, Piece, as_rows, overlaps, plan
 from fedvox.data.ranges import ByteRange, ByteSource, MappedFile, RemoteFile
 from fedvox.errors import DamagedCase
 from fedvox.storage import DEFAULT_RETRY, Location, RetryPolicy, call_with_retry
@@ -68,7 +68,7 @@ class CaseReader:
             StorageError: missing, forbidden, or unreachable.
         """
         opened = source or _open_source(location, size, retry)
-        return cls(location, _read_tail(location, opened), opened)
+        return cls(location, _read_index(location, opened), opened)
 
     @property
     def header(self) -> CaseHeader:
@@ -131,13 +131,25 @@ class CaseReader:
             padding = layout.minimum if pad_value is None else pad_value
             outputs["image"][...] = np.asarray(padding, layout.dtype).reshape(-1, 1, 1, 1)
         if all(axes):
-            pieces = [
-                piece
-                for name, output in outputs.items()
-                for piece in plan(name, self._index.tables[name], axes, output)
-            ]
-            self._decode_with(threads, pieces)
+            self._decode_with(threads, self._plan(axes, outputs))
         return outputs["image"], outputs.get("label")
+
+    def prefetch(self, start: Sequence[int], size: Sequence[int]) -> None:
+        """Bring what `read_patch` will need to where it is quick to read: the cache, or the page cache."""
+        shape = self._index.layout.shape
+        axes = [overlaps(*one, self._index.layout.block) for one in zip(start, size, shape, strict=True)]
+        if not all(axes):
+            return
+        box = tuple(slice(axis[0].block, axis[-1].block + 1) for axis in axes)
+        ranges = [
+            ByteRange(offset, count)
+            for table in self._index.tables.values()
+            for offset, count in zip(
+                table.offset[box].ravel().tolist(), table.size[box].ravel().tolist(), strict=True
+            )
+            if count
+        ]
+        self._source.bring(ranges)
 
     def read_all(self, *, threads: int = 1) -> tuple[Array, Array | None]:
         """The whole volume: image (C, D, H, W) and label (D, H, W) or None."""
@@ -146,6 +158,13 @@ class CaseReader:
     def close(self) -> None:
         """Let go of the file."""
         self._source.close()
+
+    def _plan(self, axes: Sequence[Sequence[Overlap]], outputs: dict[str, Array]) -> list[Piece]:
+        return [
+            piece
+            for name, output in outputs.items()
+            for piece in plan(name, self._index.tables[name], axes, output)
+        ]
 
     def _decode_with(self, threads: int, pieces: list[Piece]) -> None:
         if threads <= 1 or len(pieces) <= 1:
@@ -165,14 +184,14 @@ class CaseReader:
             for position in part.positions:
                 piece = pieces[position]
                 offset, size = piece.range
+                address = begin + offset
                 if not self._checked[piece.name][piece.block]:
-                    self._check(piece, part.cut(piece.range))
+                    data = self._check(piece, part.cut(piece.range))
+                    address = address_of(data)
                 elif offset + size > end:
                     raise self._damaged(piece, "is cut off: the file has shrunk since it was opened")
                 try:
-                    voxels = decoder.decode(
-                        begin + offset, size, piece.shape, self._dtypes[piece.name], piece.base
-                    )
+                    voxels = decoder.decode(address, size, piece.shape, self._dtypes[piece.name], piece.base)
                 except ValueError as error:
                     raise self._damaged(piece, str(error)) from error
                 source = rows.get(piece.key)
@@ -180,10 +199,16 @@ class CaseReader:
                     source = rows[piece.key] = as_rows(voxels[piece.inside])
                 piece.rows[...] = source
 
-    def _check(self, piece: Piece, data: Array) -> None:
-        if zlib.crc32(data.data) != self._index.tables[piece.name].crc[piece.block]:
-            raise self._damaged(piece, "does not match its checksum")
+    def _check(self, piece: Piece, data: Array) -> Array:
+        """The bytes of a block that match its checksum: these, or those of a second read past any cache."""
+        expected = self._index.tables[piece.name].crc[piece.block]
+        if zlib.crc32(data.data) != expected:
+            again = self._source.refresh(piece.range)
+            if again is None or zlib.crc32(again.data) != expected:
+                raise self._damaged(piece, "does not match its checksum")
+            data = again
         self._checked[piece.name][piece.block] = True
+        return data
 
     def _damaged(self, piece: Piece, what: str) -> DamagedCase:
         brick = self._index.layout.grid.brick_of(piece.block)
@@ -202,30 +227,39 @@ def _open_source(location: Location, size: int | None, retry: RetryPolicy) -> By
     return call_with_retry(lambda: MappedFile(path), location.uri, retry)
 
 
-def _read_last(source: ByteSource, count: int) -> Array:
-    last = ByteRange(source.size() - count, count)
-    (part,) = source.read([last])
-    return part.cut(last)
+def _read_index(location: Location, source: ByteSource) -> CaseIndex:
+    """The index, with one read of the file's tail in almost all cases."""
+    try:
+        return _parse_tail(location, source.size(), lambda last: _read_range(source, last))
+    except DamagedCase:
+        if source.refresh(ByteRange(0, 1)) is None:
+            raise
+        return _parse_tail(location, source.size(), lambda last: _refreshed(source, last))
 
 
-def _read_tail(location: Location, source: ByteSource) -> CaseIndex:
-    """The index, with one read in almost all cases."""
-    size = source.size()
-    tail_bytes = min(size, TAIL_BYTES)
-    tail = _read_last(source, tail_bytes)
-    if len(tail) < _TRAILER_BYTES or tail[-len(_MAGIC) :].tobytes() != _MAGIC:
+def _read_range(source: ByteSource, one: ByteRange) -> Array:
+    (part,) = source.read([one])
+    return part.cut(one)
+
+
+def _refreshed(source: ByteSource, one: ByteRange) -> Array:
+    data = source.refresh(one)
+    return np.empty(0, np.uint8) if data is None else data
+
+
+def _parse_tail(location: Location, size: int, read: Callable[[ByteRange], Array]) -> CaseIndex:
+    held = min(size, TAIL_BYTES)
+    tail = read(ByteRange(size - held, held))
+    if tail.size < _TRAILER_BYTES or tail[-len(_MAGIC) :].tobytes() != _MAGIC:
         raise DamagedCase(
-            f"{location.uri}: truncated, or not a case file (it does not end in ARROW1)", _REMEDY
+            f"{location.uri}: truncated, or not a case file (it does not end in {_MAGIC.decode()})", _REMEDY
         )
-    needed = (
-        int.from_bytes(tail[-_TRAILER_BYTES : -len(_MAGIC)].tobytes(), "little")
-        + _TRAILER_BYTES
-        + len(_MAGIC)
-    )
-    if needed > size:
-        raise DamagedCase(f"{location.uri}: the footer claims {needed} bytes of a file of {size}", _REMEDY)
-    if needed > tail_bytes:
-        tail = _read_last(source, needed)
+    footer = int.from_bytes(tail[-_TRAILER_BYTES : -len(_MAGIC)].tobytes(), "little")
+    needed = footer + _TRAILER_BYTES + len(_MAGIC)
+    if not 0 < footer < needed <= size:
+        raise DamagedCase(f"{location.uri}: a footer of {footer} bytes in a file of {size}", _REMEDY)
+    if needed > held:
+        tail = read(ByteRange(size - needed, needed))
     try:
         index = read_index(tail)
         _check_extent(index.tables, size)

@@ -70,6 +70,14 @@ class ByteSource(Protocol):
         """Parts of the file that hold the ranges, as they arrive. A part is shorter where the file ends before."""
         ...
 
+    def bring(self, ranges: Sequence[ByteRange]) -> None:
+        """Make later reads of these ranges fast, where there is a place to keep them."""
+        ...
+
+    def refresh(self, one: ByteRange) -> Array | None:
+        """A range once more, past any copy that may be damaged; None where there is none but this."""
+        ...
+
     def close(self) -> None:
         """Let go of the file."""
         ...
@@ -98,8 +106,9 @@ class MappedFile:
 
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
-            # numpy keeps the map open for as long as a view of it lives.
-            self._bytes: Array = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        # numpy keeps the map open for as long as a view of it lives.
+        self._bytes: Array = np.frombuffer(self._map, np.uint8)
 
     def size(self) -> int:
         """Bytes in the file."""
@@ -108,6 +117,16 @@ class MappedFile:
     def read(self, ranges: Sequence[ByteRange]) -> Iterator[Part]:
         """The whole file; nothing is read until it is looked at."""
         yield Part(self._bytes, 0, range(len(ranges)))
+
+    def bring(self, ranges: Sequence[ByteRange]) -> None:
+        """Ask the kernel to read ahead."""
+        for offset, size in merge_ranges(ranges):
+            begin = offset // mmap.PAGESIZE * mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_WILLNEED, begin, offset + size - begin)
+
+    def refresh(self, one: ByteRange) -> Array | None:  # noqa: ARG002 - the file is the only copy
+        """None: the file is the only copy."""
+        return None
 
     def close(self) -> None:
         """Release the map, or leave that to the last view of it."""
@@ -122,6 +141,7 @@ class RemoteFile:
     ) -> None:
         self._reader = RangeReader(location, retry=retry)
         self._size = size
+        self.uri = location.uri
 
     def size(self) -> int:
         """Bytes in the file."""
@@ -132,6 +152,13 @@ class RemoteFile:
     def read(self, ranges: Sequence[ByteRange]) -> Iterator[Part]:
         """The ranges, in parts of the merged ones of the merged ones in the order in which those arrive."""
         return read_merged(self._reader.read_at, ranges)
+
+    def bring(self, ranges: Sequence[ByteRange]) -> None:
+        """Nothing: there is no place to keep them."""
+
+    def refresh(self, one: ByteRange) -> Array:
+        """The range, read again: what was damaged on the way may arrive well."""
+        return np.frombuffer(self._reader.read_at(*one), np.uint8)
 
     def close(self) -> None:
         """Let go of the handle."""

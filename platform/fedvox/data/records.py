@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ LIGHT_COLUMNS = (
     "spacing_mm",
     "channels",
     "num_bytes",
+    "version",
     "foreground_intensity",
     "whole_intensity",
 )
@@ -37,6 +39,7 @@ MANIFEST_SCHEMA = pa.schema(
         ("spacing_mm", pa.list_(pa.float64(), 3)),
         ("channels", pa.uint16()),
         ("num_bytes", pa.int64()),
+        ("version", pa.int64()),
         ("foreground_intensity", pa.list_(_CHANNEL)),
         ("whole_intensity", pa.list_(_CHANNEL)),
         ("class_voxels", pa.map_(pa.uint16(), pa.int64())),
@@ -79,6 +82,11 @@ class CaseRecord:
     num_bytes: int
     origin: str = ""
 
+    @property
+    def version(self) -> int:
+        """A number that changes with the file's content."""
+        return int.from_bytes(hashlib.blake2b(self.sha256.encode(), digest_size=7).digest())
+
     def to_json(self) -> bytes:
         """As one JSON object."""
         return json.dumps(asdict(self)).encode()
@@ -113,7 +121,7 @@ class CaseRecord:
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> CaseRecord:
         """The inverse of `to_row`."""
-        fields = {key: value for key, value in row.items() if not key.endswith("_intensity")}
+        fields = {key: row[key] for key in cls.__dataclass_fields__ if key in row}
         return cls(
             **{
                 **fields,

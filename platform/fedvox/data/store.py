@@ -24,8 +24,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fedvox.data.bricks import CaseReader
-from fedvox.data.cache import CacheConfig
+from fedvox.data.cache import CacheConfig, NodeCache, node_cache
 from fedvox.data.intensity import CaseIntensity, ChannelIntensity
+from fedvox.data.ranges import ByteSource, RemoteFile
 from fedvox.data.records import (
     LIGHT_COLUMNS,
     SCHEMA_VERSION,
@@ -196,10 +197,29 @@ class BrickStore:
         """A box of case `i`; see `CaseReader.read_patch`."""
         return self.reader(i).read_patch(start, size)
 
+    def prefetch(self, i: int, start: Sequence[int], size: Sequence[int]) -> None:
+        """Start to bring what `read_patch` will need to this node, and return at once.
+
+        A local store is read ahead by the kernel; a remote one without a cache has no place to keep anything.
+        """
+        if self._node is not None:
+            self._node.submit(lambda: self.reader(i).prefetch(start, size))
+        elif self.location.is_local:
+            self.reader(i).prefetch(start, size)
+
+    @cached_property
+    def _node(self) -> NodeCache | None:
+        return None if self._cache is None or self.location.is_local else node_cache(self._cache)
+
     def _open_reader(self, i: int) -> CaseReader:
         case_id = self.case_ids[i]
         location = self.location.child("cases", f"{case_id}.arrow")
-        reader = CaseReader.open(location, size=int(self._manifest["num_bytes"][i].as_py()))
+        source: ByteSource | None = None
+        if not location.is_local:
+            remote = RemoteFile(location, size=int(self._manifest["num_bytes"][i].as_py()))
+            version = str(self._manifest["version"][i].as_py())
+            source = remote if self._node is None else self._node.open(remote, version)
+        reader = CaseReader.open(location, source=source)
         if reader.header.case_id != case_id:
             raise DamagedCase(
                 f"{location.uri}: holds case {reader.header.case_id!r} instead of {case_id!r}",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import re
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -154,10 +155,22 @@ class RangeReader:
 
     def _read(self, offset: int, length: int) -> bytes:
         if self._fsspec is not None:
-            data: bytes = self._fsspec.cat_file(self.location.path, start=offset, end=offset + length)
-            return data
-        data = self._handle().read_at(length, offset)
+            return _cat_range(self._fsspec, self.location.path, offset, length)
+        handle = self._handle()
+        if offset >= handle.size():
+            return b""
+        data: bytes = handle.read_at(length, offset)
         return data
+
+
+def _cat_range(client: Any, path: str, offset: int, length: int) -> bytes:
+    try:
+        data: bytes = client.cat_file(path, start=offset, end=offset + length)
+    except OSError as error:
+        if re.search(r"InvalidRange|not satisfiable", str(error)):  # the object ends before
+            return b""
+        raise
+    return data
 
 
 def write_atomic(location: Location, data: bytes | memoryview, *, retry: RetryPolicy = DEFAULT_RETRY) -> None:
