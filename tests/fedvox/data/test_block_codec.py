@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fedvox.data import block_codec
+from fedvox.data.block_codec import BlockDecoder, address_of, choose_base, encode_block
+
+
+class TestTheCodec:
+    @settings(max_examples=80, deadline=None)
+    @given(
+        hnp.arrays(st.sampled_from([np.int16, np.uint16]), st.tuples(*[st.integers(1, 9)] * 3)),
+        st.sampled_from(["lz4", "zstd"]),
+    )
+    def test_any_16_bit_block_comes_back(self, block, codec):
+        data, base = encode_block(block, codec)
+        if not data:
+            assert (block == base).all()
+            return
+        chunk = np.frombuffer(data, np.uint8)
+        out = BlockDecoder().decode(address_of(chunk), chunk.size, block.shape, block.dtype.name, base)
+        np.testing.assert_array_equal(out, block)
+
+    def test_noise_about_zero_is_moved_off_the_byte_boundary(self):
+        noise = np.random.default_rng(0).normal(0, 15, (32, 32, 32)).round().astype(np.int16)
+        base = choose_base(noise)
+        assert len(set(((noise - base).view(np.uint16) >> 8).ravel().tolist())) == 1
+        plain = len(block_codec.compress(noise, "zstd"))
+        assert len(encode_block(noise, "zstd")[0]) < 0.93 * plain
+
+    def test_noise_away_from_the_boundary_is_left_alone(self):
+        noise = np.random.default_rng(0).normal(-900, 15, (32, 32, 32)).round().astype(np.int16)
+        assert choose_base(noise) == 0
+
+    def test_size_is_near_the_entropy_of_the_noise(self):
+        noise = np.random.default_rng(0).normal(40, 15, (32, 32, 32)).round().astype(np.int16)
+        entropy_bits = 0.5 * np.log2(2 * np.pi * np.e * 15**2)  # of a Gaussian in steps of 1
+        bits = 8 * len(encode_block(noise, "zstd")[0]) / noise.size
+        assert entropy_bits - 0.05 < bits < entropy_bits + 0.25
+
+    @pytest.mark.parametrize("fast", [True, False])
+    def test_both_decoders_agree_and_refuse_damage(self, fast, monkeypatch):
+        if not fast:
+            monkeypatch.setattr(block_codec, "_library", lambda: None)
+        elif block_codec._library() is None:
+            pytest.skip("this build of blosc2 carries no C library")
+        block = np.random.default_rng(0).integers(0, 500, (8, 9, 10)).astype(np.int16)
+        chunk = np.frombuffer(encode_block(block, "zstd")[0], np.uint8)
+        decoder = BlockDecoder()
+        base = encode_block(block, "zstd")[1]
+        np.testing.assert_array_equal(
+            decoder.decode(address_of(chunk), chunk.size, (8, 9, 10), "int16", base), block
+        )
+        for shape in [(8, 9, 9), (8, 9, 11)]:
+            with pytest.raises(ValueError, match="not a chunk"):
+                decoder.decode(address_of(chunk), chunk.size, shape, "int16", base)
+        with pytest.raises(ValueError, match="not a chunk"):
+            decoder.decode(address_of(chunk), 3, (8, 9, 10), "int16", base)
+
+    def test_the_wheel_of_the_tested_set_decodes_by_the_fast_way(self):
+        assert block_codec._library() is not None
