@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -144,16 +144,28 @@ def rank_distribution(ranking: Ranking) -> Figure:
 
 def score_distribution(table: ScoreTable, order: Sequence[str] | None = None) -> Figure:
     """Case means of every method: box with quartiles, whiskers at 5 % and 95 %, and the mean as a diamond."""
-    names = list(order or table.methods)
     means = table.case_means()
-    samples = [means[table.methods.index(n)] for n in names]
-    samples = [s[np.isfinite(s)] for s in samples]
     sign = 1 if table.metric.family.better == "higher" else -1
+    samples = {}
+    for name in order or table.methods:
+        own = means[table.methods.index(name)]
+        samples[name] = (sign * own[np.isfinite(own)]).tolist()
+    count = len(next(iter(samples.values()), ()))
+    return boxes(samples, f"{table.metric.label}, mean over structures of a case (n = {count})")
+
+
+def boxes(samples: Mapping[str, Sequence[float]], label: str) -> Figure:
+    """A box per sample: quartiles, whiskers at 5 % and 95 %, and the mean as a diamond.
+
+    Args:
+        samples: name -> values, in the order from top to bottom.
+        label: of the axis of values.
+    """
     with mpl.rc_context(_STYLE):
-        figure, axes = _axes(6.5, 1.0 + 0.28 * len(names))
+        figure, axes = _axes(6.5, 1.0 + 0.28 * len(samples))
         ink = {"color": _INK}
         axes.boxplot(
-            [sign * s for s in samples],
+            list(samples.values()),
             orientation="horizontal",
             whis=(5, 95),
             sym="",
@@ -164,9 +176,9 @@ def score_distribution(table: ScoreTable, order: Sequence[str] | None = None) ->
             whiskerprops=ink,
             capprops=ink,
         )
-        axes.set_yticks(range(1, len(names) + 1), names)
+        axes.set_yticks(range(1, len(samples) + 1), list(samples))
         axes.invert_yaxis()
-        axes.set_xlabel(f"{table.metric.label}, mean over structures of a case (n = {len(samples[0])})")
+        axes.set_xlabel(label)
     return figure
 
 
