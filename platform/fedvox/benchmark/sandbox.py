@@ -36,11 +36,23 @@ SYSTEM_READ = (
     "/lib32",
     "/lib64",
     "/etc",
-    "/proc",
     "/sys",
     "/opt/nvidia",
     "/run/nvidia",
 )
+PROC_READ = (
+    "cpuinfo",
+    "meminfo",
+    "stat",
+    "loadavg",
+    "uptime",
+    "version",
+    "filesystems",
+    "sys",
+    "driver",
+    "self",
+)
+"""Of /proc only these: the environment of other processes there may hold the keys to the references."""
 DEVICES = (
     "/dev/null",
     "/dev/zero",
@@ -120,7 +132,8 @@ def run_sandboxed(
             "this system cannot keep a command from reading the references (no Landlock)",
             "Run on Linux 5.13 or later with landlock among the security modules, or in a container.",
         )
-    allowed = {"read": [*map(Path, SYSTEM_READ), *_python(), *read], "write": [*write, scratch]}
+    system = [*map(Path, SYSTEM_READ), *(Path("/proc") / name for name in PROC_READ)]
+    allowed = {"read": [*system, *_python(), *read], "write": [*write, scratch]}
     _check_hidden(hidden, [*allowed["read"], *allowed["write"]])
     devices = [str(p) for pattern in DEVICES for p in Path("/").glob(pattern.lstrip("/"))]
     rules = {
