@@ -1,5 +1,6 @@
 """The house: import roots, the standard library's `platform`, versions, arrows between packages."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -81,3 +82,15 @@ def test_modules_stay_readable():
         if (lines := len(path.read_text().splitlines())) > 450
     }
     assert not long_modules
+
+
+def test_every_link_between_pages_leads_somewhere():
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    links = [
+        (page, target)
+        for page in pages
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())
+        if "://" not in target
+    ]
+    assert links
+    assert not [f"{page.name} -> {target}" for page, target in links if not (page.parent / target).exists()]
