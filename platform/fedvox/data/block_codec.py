@@ -10,11 +10,12 @@ slower.
 from __future__ import annotations
 
 import ctypes
+import math
 import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import blosc2
 import numpy as np
@@ -105,35 +106,44 @@ def compress(block: Array, codec: Codec) -> bytes:
     return data
 
 
+class Target(NamedTuple):
+    """Where a block is decoded to: an array, its address and its bytes."""
+
+    voxels: Array
+    address: int
+    num_bytes: int
+
+
 class BlockDecoder:
-    """Decodes blocks into buffers that it keeps. Not for two threads at once: see `thread_decoder`."""
+    """Decodes blocks into one buffer that it keeps. Not for two threads at once: see `thread_decoder`."""
 
     def __init__(self) -> None:
         self._decompress = decompressor()
-        self._buffers: dict[tuple[Any, ...], tuple[Array, int]] = {}
+        self._buffer: Array = np.empty(0, np.uint8)
 
-    def decode(self, source: int, size: int, shape: tuple[int, ...], dtype: str, base: Any) -> Array:
-        """The voxels of one block, in a buffer that the next call with this shape overwrites.
+    def target(self, shape: tuple[int, ...], dtype: str) -> Target:
+        """A place for a block of this shape and dtype; all places share one buffer."""
+        count = math.prod(shape) * np.dtype(dtype).itemsize
+        if self._buffer.size < count:
+            self._buffer = np.empty(count, np.uint8)
+        return Target(self._buffer[:count].view(dtype).reshape(shape), address_of(self._buffer), count)
+
+    def decode(self, source: int, size: int, target: Target, base: Any) -> None:
+        """Decode one block; what the last call decoded is gone then.
 
         Args:
             source: the address of the chunk.
             size: its bytes.
-            shape: of the block.
-            dtype: of its voxels.
+            target: where its voxels go.
             base: what `encode_block` took away.
 
         Raises:
             ValueError: the bytes are not a chunk of a block of this shape and dtype.
         """
-        kept = self._buffers.get((shape, dtype))
-        if kept is None:
-            out = np.empty(shape, dtype)
-            kept = self._buffers[shape, dtype] = out, address_of(out)
-        voxels, address = kept
-        self._decompress(source, size, address, voxels.nbytes)
+        self._decompress(source, size, target.address, target.num_bytes)
         if base:
+            voxels = target.voxels
             voxels += base
-        return voxels
 
 
 def decompressor() -> Callable[[int, int, int, int], None]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fedvox.data.block_codec import address_of, thread_decoder
+from fedvox.data.block_codec import Target, address_of, thread_decoder
 from fedvox.data.brick_index import BlockTable, Triple
 from fedvox.data.case_header import CaseHeader, CaseIndex, CaseLayout, read_index
 from fedvox.data.patch_plan import Overlap, Piece, as_rows, overlaps, plan
@@ -163,7 +163,7 @@ class CaseReader:
         return [
             piece
             for name, output in outputs.items()
-            for piece in plan(name, self._index.tables[name], axes, output)
+            for piece in plan(name, self._index.tables[name], self._checked[name], axes, output)
         ]
 
     def _decode_with(self, threads: int, pieces: list[Piece]) -> None:
@@ -177,7 +177,7 @@ class CaseReader:
     def _decode(self, pieces: Sequence[Piece]) -> None:
         """Read, check and decode blocks into their rows."""
         decoder = thread_decoder()
-        rows: dict[tuple[Any, ...], Array] = {}
+        kept: dict[tuple[Any, ...], tuple[Target, Array]] = {}
         for part in self._source.read([piece.range for piece in pieces]):
             begin = address_of(part.data) - part.offset
             end = part.offset + part.data.size
@@ -185,19 +185,20 @@ class CaseReader:
                 piece = pieces[position]
                 offset, size = piece.range
                 address = begin + offset
-                if not self._checked[piece.name][piece.block]:
+                if not piece.checked:
                     data = self._check(piece, part.cut(piece.range))
                     address = address_of(data)
                 elif offset + size > end:
                     raise self._damaged(piece, "is cut off: the file has shrunk since it was opened")
+                found = kept.get(piece.key)
+                if found is None:
+                    target = decoder.target(piece.shape, self._dtypes[piece.name])
+                    found = kept[piece.key] = target, as_rows(target.voxels[piece.inside])
                 try:
-                    voxels = decoder.decode(address, size, piece.shape, self._dtypes[piece.name], piece.base)
+                    decoder.decode(address, size, found[0], piece.base)
                 except ValueError as error:
                     raise self._damaged(piece, str(error)) from error
-                source = rows.get(piece.key)
-                if source is None:
-                    source = rows[piece.key] = as_rows(voxels[piece.inside])
-                piece.rows[...] = source
+                piece.rows[...] = found[1]
 
     def _check(self, piece: Piece, data: Array) -> Array:
         """The bytes of a block that match its checksum: these, or those of a second read past any cache."""

@@ -46,6 +46,7 @@ class Piece(NamedTuple):
         rows: where they go: a view of the output whose items are the rows along the last axis.
         base: what to add to them.
         range: where its bytes are.
+        checked: whether its checksum was found right before.
         key: equal for pieces of the same shape and inside.
     """
 
@@ -56,6 +57,7 @@ class Piece(NamedTuple):
     rows: Array
     base: Any
     range: ByteRange
+    checked: bool
     key: tuple[Any, ...]
 
 
@@ -82,22 +84,25 @@ def as_rows(array: Array) -> Array:
     return array.view(row)[..., 0]
 
 
-def plan(name: str, table: BlockTable, axes: Sequence[Sequence[Overlap]], output: Array) -> list[Piece]:
+def plan(
+    name: str, table: BlockTable, checked: Array, axes: Sequence[Sequence[Overlap]], output: Array
+) -> list[Piece]:
     """The blocks to decode into one output; those without bytes are filled at once.
 
     Args:
         name: `image` or `label`.
         table: of that column.
+        checked: which of its blocks were found right before, bool.
         axes: the overlaps along (D, H, W), none of them empty.
         output: (C, d, h, w) or (d, h, w); zeros where a block of zeros has no bytes.
     """
     box = tuple(slice(axis[0].block, axis[-1].block + 1) for axis in axes)
-    fields = (field[box].ravel() for field in (table.size, table.offset, table.base))
-    sizes, offsets, bases = (field.tolist() for field in fields)
+    fields = (table.size, table.offset, table.base, checked)
+    found = zip(*(field[box].ravel().tolist() for field in fields), strict=True)
     columns = {x.block: as_rows(output[..., x.target]) for x in axes[2]}
     head = output.shape[:-3]
     pieces = []
-    for (z, y, x), size, offset, base in zip(product(*axes), sizes, offsets, bases, strict=True):
+    for (z, y, x), (size, offset, base, right) in zip(product(*axes), found, strict=True):
         if size:
             pieces.append(
                 Piece(
@@ -108,6 +113,7 @@ def plan(name: str, table: BlockTable, axes: Sequence[Sequence[Overlap]], output
                     columns[x.block][..., z.target, y.target],
                     base,
                     ByteRange(offset, size),
+                    right,
                     (name, z.key, y.key, x.key),
                 )
             )

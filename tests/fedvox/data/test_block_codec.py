@@ -20,8 +20,10 @@ class TestTheCodec:
             assert (block == base).all()
             return
         chunk = np.frombuffer(data, np.uint8)
-        out = BlockDecoder().decode(address_of(chunk), chunk.size, block.shape, block.dtype.name, base)
-        np.testing.assert_array_equal(out, block)
+        decoder = BlockDecoder()
+        target = decoder.target(block.shape, block.dtype.name)
+        decoder.decode(address_of(chunk), chunk.size, target, base)
+        np.testing.assert_array_equal(target.voxels, block)
 
     def test_noise_about_zero_is_moved_off_the_byte_boundary(self):
         noise = np.random.default_rng(0).normal(0, 15, (32, 32, 32)).round().astype(np.int16)
@@ -48,16 +50,23 @@ class TestTheCodec:
             pytest.skip("this build of blosc2 carries no C library")
         block = np.random.default_rng(0).integers(0, 500, (8, 9, 10)).astype(np.int16)
         chunk = np.frombuffer(encode_block(block, "zstd")[0], np.uint8)
-        decoder = BlockDecoder()
         base = encode_block(block, "zstd")[1]
-        np.testing.assert_array_equal(
-            decoder.decode(address_of(chunk), chunk.size, (8, 9, 10), "int16", base), block
-        )
+        decoder = BlockDecoder()
+        target = decoder.target((8, 9, 10), "int16")
+        decoder.decode(address_of(chunk), chunk.size, target, base)
+        np.testing.assert_array_equal(target.voxels, block)
         for shape in [(8, 9, 9), (8, 9, 11)]:
             with pytest.raises(ValueError, match="not a chunk"):
-                decoder.decode(address_of(chunk), chunk.size, shape, "int16", base)
+                decoder.decode(address_of(chunk), chunk.size, decoder.target(shape, "int16"), base)
         with pytest.raises(ValueError, match="not a chunk"):
-            decoder.decode(address_of(chunk), 3, (8, 9, 10), "int16", base)
+            decoder.decode(address_of(chunk), 3, target, base)
+
+    def test_places_of_all_shapes_share_one_buffer(self):
+        decoder = BlockDecoder()
+        largest = decoder.target((2, 32, 32, 32), "float32")
+        smaller = decoder.target((7, 5, 3), "uint8")
+        assert smaller.address == largest.address
+        assert np.shares_memory(smaller.voxels, largest.voxels)
 
     def test_the_wheel_of_the_tested_set_decodes_by_the_fast_way(self):
         assert block_codec._library() is not None
