@@ -84,13 +84,13 @@ class Pretraining:
     def __init__(self, folder, store, cluster, **values):
         self.folder = Path(folder)
         self.config = {
-            "name": "run", "storage": str(self.folder / "runs"), "steps": 16, "global_batch_size": 2, "log_every": 1,
-            "data": {"store": store, "patch_size": [16, 16, 16], "validation_cases": ["case_05"], "augment_on": "cpu",
+            "name": "run", "storage": str(self.folder / "runs"), "steps": 24, "global_batch_size": 2, "log_every": 1,
+            "data": {"store": store, "patch_size": [32, 32, 32], "validation_cases": ["case_05"], "augment_on": "cpu",
                      "loader_threads": 1, "prefetch_batches": 1},
             "model": {"name": "mednext-v2-nano"},
             "optimizer": {"lr": 1e-2, "warmup_steps": 2},
-            "validation": {"every_steps": 8, "overlays": 1},
-            "checkpoint": {"every_steps": 4},
+            "validation": {"every_steps": 12, "overlays": 1},
+            "checkpoint": {"every_steps": 6},
             "compute": {"num_workers": 2, "cpus_per_worker": 1, "torch_threads": 1},
         }  # fmt: skip
         for dotted, value in values.items():

@@ -31,15 +31,15 @@ def test_a_run_leaves_everything_that_is_promised(uninterrupted):
     directory = uninterrupted.directory
     outcome = json.loads((directory / "outcome.json").read_text())
     assert outcome["state"] == "finished"
-    assert outcome["step"] == 16
+    assert outcome["step"] == 24
     assert set(outcome["dice"]) == {"ball", "box"}
     for name in (
         "config.resolved.yaml", "environment.json", "status.json", "final/model.safetensors", "final/model.json",
-        "best/model.safetensors", "figures/curves.png", "figures/overlay-case_05.png", "validation/step-00000008.json",
+        "best/model.safetensors", "figures/curves.png", "figures/overlay-case_05.png", "validation/step-00000012.json",
     ):  # fmt: skip
         assert (directory / name).stat().st_size > 0, name
     assert list(directory.glob("tensorboard/attempt-0000/events*"))
-    assert [line["step"] for line in uninterrupted.lines("train")] == list(range(1, 17))
+    assert [line["step"] for line in uninterrupted.lines("train")] == list(range(1, 25))
     assert json.loads((directory / "status.json").read_text())["phase"] == "finished"
 
 
@@ -62,7 +62,7 @@ def test_without_ray_the_run_is_the_same(pretraining, store, uninterrupted):
 
 def test_a_killed_worker_costs_no_sample(pretraining, store, uninterrupted, worker_pids):
     run = pretraining(store).start()
-    run.wait_for_step(6)
+    run.wait_for_step(8)
     os.kill(worker_pids()[-1], signal.SIGKILL)
     run.finish()
     assert run.losses() == uninterrupted.losses()
@@ -73,7 +73,7 @@ def test_a_killed_driver_is_resumed_by_running_the_same_command_again(
     pretraining, store, uninterrupted, worker_pids
 ):
     run = pretraining(store).start()
-    run.wait_for_step(6)
+    run.wait_for_step(8)
     run.kill()
     wait_until(lambda: not worker_pids())
     assert "resumed at step" in run.start().finish()
@@ -115,7 +115,7 @@ def test_a_damaged_brick_is_named_skipped_and_counted(pretraining, tmp_path, sto
     outcome = json.loads((run.directory / "outcome.json").read_text())
     assert list(outcome["damaged_cases"]) == ["case_02"]
     assert "case_02" in done.stdout
-    assert len(run.losses()) == 16
+    assert len(run.losses()) == 24
     again = pretraining(str(copy), name="again")
     again.run()
     assert again.losses() == run.losses()  # the substitutes, too, are a function of seed and index

@@ -32,6 +32,8 @@ def remote(tmp_path_factory, pretraining_in, store):
 
     def build(name, **values):
         folder = tmp_path_factory.mktemp(name)
+        # Metrics reach S3 every two seconds: long enough that a fault finds the run under way.
+        values = {"steps": 60, "validation__every_steps": 30, "checkpoint__every_steps": 10, **values}
         values = {"data__cache": {"folder": str(folder / "cache"), "budget_gib": 0.1}, **values}
         return pretraining_in(folder, store, name=name, storage="s3://fedvox-test/runs", **values)
 
