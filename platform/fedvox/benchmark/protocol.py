@@ -14,7 +14,8 @@ Every step reuses what an earlier run finished, so the same command goes on wher
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -99,17 +100,9 @@ def run_benchmark(
     """
     _check_submissions(manifest, submissions)
     runner = _Runner(manifest, output, workers, gpus_per_run, cases_per_shard, memory_gib, on_progress)
-    evaluations: dict[str, dict[str, Evaluation]] = {t.name: {} for t in manifest.test_sets}
-    runs: dict[str, dict[str, tuple[ShardResult, ...]]] = {}
-    for submission in submissions:
-        for test_set in manifest.test_sets:
-            predictions, shards = runner.predictions(submission, test_set)
-            if shards:
-                runs.setdefault(submission.name, {})[test_set.name] = shards
-            if predictions is not None:
-                folder = runner.folder(submission, test_set)
-                evaluations[test_set.name][submission.name] = runner.evaluate(predictions, folder, test_set)
-    checks = _checks(manifest, submissions, evaluations, runner)
+    with _cluster(workers):
+        evaluations, runs = runner.everything(submissions)
+        checks = _checks(manifest, submissions, evaluations, runner)
     frames = {t: {s: e.frame() for s, e in found.items()} for t, found in evaluations.items()}
     on_progress("analysing")
     analysis = analyse(manifest, frames)
@@ -119,6 +112,18 @@ def run_benchmark(
 
     write_benchmark(result, output)
     return result
+
+
+@contextmanager
+def _cluster(workers: Workers) -> Iterator[None]:
+    """One Ray for all steps; none for one process."""
+    if workers == 0:
+        yield
+        return
+    from fedvox.data.ingest_ray import connected
+
+    with connected(workers):
+        yield
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,22 @@ class _Runner:
     cases_per_shard: int
     memory_gib: float
     on_progress: Report
+
+    def everything(
+        self, submissions: Sequence[Submission]
+    ) -> tuple[dict[str, dict[str, Evaluation]], dict[str, dict[str, tuple[ShardResult, ...]]]]:
+        """Evaluations by test set and submission, and runs of commands by submission and test set."""
+        evaluations: dict[str, dict[str, Evaluation]] = {t.name: {} for t in self.manifest.test_sets}
+        runs: dict[str, dict[str, tuple[ShardResult, ...]]] = {}
+        for submission in submissions:
+            for test_set in self.manifest.test_sets:
+                predictions, shards = self.predictions(submission, test_set)
+                if shards:
+                    runs.setdefault(submission.name, {})[test_set.name] = shards
+                if predictions is not None:
+                    folder = self.folder(submission, test_set)
+                    evaluations[test_set.name][submission.name] = self.evaluate(predictions, folder, test_set)
+        return evaluations, runs
 
     def folder(self, submission: Submission, test_set: TestSetConfig) -> Path:
         return self.output / "submissions" / submission.name / test_set.name

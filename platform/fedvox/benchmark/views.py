@@ -138,7 +138,7 @@ def _figures(analysis: TestSetAnalysis, metric: str) -> list[dict[str, str]]:
         (figures.rank_distribution(analysis.ranking), "Ranks when patients are resampled."),
     ]
     if len(order) > 1:
-        text = "Where a row is better than a column, with the mean difference (orange: worse)."
+        text = "Blue: the row scores better than the column, by the difference shown; orange: worse."
         drawn.append((figures.significance_map(analysis.pairwise, order=order), text))
     if analysis.critical is not None:
         text = "Average ranks; a bar joins methods whose ranks do not differ."
@@ -211,7 +211,7 @@ def _results(result: BenchmarkResult, name: str) -> list[dict[str, Any]]:
         structures: Mapping[str, Any] = found[name].summary()["structures"]
         for structure, values in structures.items():
             shown = [_number(values["mean"][m]) for m in result.manifest.metrics]
-            rows.append({"test_set": test_set, "structure": structure, "values": shown})
+            rows.append({"test_set": test_set, "structure": structure, "shown": shown})
     return rows
 
 

@@ -84,7 +84,7 @@ def significance_map(
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
         axes.set_xlabel("… than this method")
-        axes.set_ylabel("This method is better …")
+        axes.set_ylabel("This method scores better …")
         axes.set_title(
             f"{scope}: Holm-corrected p < {result.alpha:g}, difference ≥ {result.margin:g}", fontsize=9
         )

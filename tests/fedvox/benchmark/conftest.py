@@ -113,7 +113,7 @@ def make_site(tmp_path) -> Callable[..., Site]:
                 write_nifti(folder / t / "labels" / f"{case}.nii.gz", reference)
                 rows.append(f"{case},p{i},{'FM'[i % 2]},{30 + i}")
                 if images:
-                    noise = np.random.default_rng(i).normal(0, 20, SHAPE)
+                    noise = np.random.default_rng((i, len(t))).normal(0, 20, SHAPE)
                     image = reference * 100 + noise + (500 if t == "outside" else 0)
                     write_nifti(folder / t / "images" / f"{case}_0000.nii.gz", image, dtype=np.int16)
             (folder / t / "cases.csv").write_text("\n".join(rows) + "\n")
