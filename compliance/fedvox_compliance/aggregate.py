@@ -19,6 +19,8 @@ NA_ALLOWANCE = 0.15
 WEAKEST_SHARE = 0.5
 """How much of the overall score is the weakest framework's."""
 
+_SCORED, _OPEN, _OUT_OF_SCOPE = Status.SCORED, Status.OPEN, Status.OUT_OF_SCOPE
+
 Members = Sequence[tuple[str, float]]
 """Controls with their weights, in catalogue order."""
 
@@ -34,30 +36,32 @@ def part_score(
         ratings: the clinic's own maturity ratings, which are reported beside the score; see `ratings_of`.
         allowance: the share of the weight that may be answered `not applicable`; beyond it counts as missing.
     """
-    low = undecided = weight = excluded = 0.0
-    answered = applicable = 0
+    low = undecided = excluded = settled = 0.0
+    answered = outside = 0
     for control_id, of_control in members:
         judged = judgements[control_id]
-        status = judged[0]  # by index: this loop runs for every control of every assessment
-        if status is Status.OUT_OF_SCOPE:
-            continue
-        applicable += 1
-        weight += of_control
-        if status is Status.OPEN:
-            undecided += of_control
-            continue
-        answered += 1
-        if status is Status.SCORED:
+        status = judged[
+            0
+        ]  # by index, and enum members by local name: this loop runs for every control of all
+        if status is _SCORED:
+            answered += 1
+            settled += of_control
             low += of_control * judged[1]
+        elif status is _OPEN:
+            undecided += of_control
+        elif status is _OUT_OF_SCOPE:
+            outside += 1
         else:
+            answered += 1
             excluded += of_control
+    weight = settled + undecided + excluded
     excess = max(0.0, excluded - allowance * weight)
-    divisor = weight - excluded + excess
+    divisor = settled + undecided + excess
     interval = None
     if divisor > 0:
         interval = Interval(min(1.0, low / divisor), min(1.0, (low + undecided) / divisor))
     maturity = _mean_maturity(members, judgements, ratings) if ratings else None
-    return PartScore(interval, weight, excluded, excess, maturity, answered, applicable)
+    return PartScore(interval, weight, excluded, excess, maturity, answered, len(members) - outside)
 
 
 def blend(scores: Sequence[float]) -> float:

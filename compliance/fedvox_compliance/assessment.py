@@ -232,14 +232,21 @@ class Assessment(_Model):
 def claim_sha256(control_id: str, entry: Entry) -> str:
     """SHA-256 of what a confirmation confirms: the control, the answer, its reason, dates, author and documents.
 
-    Fields are joined by control characters, which no field can hold, so different claims give different texts.
+    Fields are joined by a control character, which no field can hold, in a fixed order and number (four a document),
+    so different claims give different texts.
     """
-    documents = "\x1e".join(
-        f"{e.sha256}\x1f{e.path}\x1f{_ordinal(e.effective)}\x1f{_ordinal(e.expires)}" for e in entry.evidence
-    )
-    said = f"{entry.answer}\x1f{entry.reason}\x1f{entry.maturity}\x1f{_ordinal(entry.due)}"
-    text = f"{control_id}\x1d{said}\x1d{entry.author}\x1f{_ordinal(entry.answered_on)}\x1d{documents}"
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+    fields = [
+        control_id,
+        entry.answer or "",
+        entry.reason,
+        "" if entry.maturity is None else str(entry.maturity),
+        _day(entry.due),
+        entry.author or "",
+        _day(entry.answered_on),
+    ]
+    for document in entry.evidence:
+        fields += (document.sha256, document.path, _day(document.effective), _day(document.expires))
+    return hashlib.sha256("\x1f".join(fields).encode("utf-8")).hexdigest()
 
 
 def same_person(a: str | None, b: str | None) -> bool:
@@ -260,8 +267,8 @@ def to_jsonable(model: BaseModel) -> dict[str, Any]:
     )
 
 
-def _ordinal(day: dt.date | None) -> int:
-    return 0 if day is None else day.toordinal()
+def _day(day: dt.date | None) -> str:
+    return "" if day is None else day.isoformat()
 
 
 def _days_after(day: dt.date, days: int) -> dt.date:

@@ -14,6 +14,7 @@ clinic (about 0.43): with 0.5 / 0.7 / 0.85 / 1 they would come out equal.
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from enum import IntEnum, StrEnum
 from typing import NamedTuple
@@ -109,21 +110,8 @@ class Judgement(NamedTuple):
 OPEN = Judgement(Status.OPEN)
 
 
-def _ready_made(assurance: Assurance, *notes: Note) -> dict[Answer, Judgement]:
-    factor = ASSURANCE_FACTOR[assurance]
-    plain = {a: ANSWER_VALUE[a] for a in (Answer.YES, Answer.PARTLY, Answer.NO)}
-    return {a: Judgement(Status.SCORED, v * factor, v, factor, assurance, notes) for a, v in plain.items()}
-
-
-_CLAIMED = _ready_made(Assurance.CLAIM, Note.NO_EVIDENCE)
-_DOCUMENTED = _ready_made(Assurance.DOCUMENT)
-
-
 def judge(control: Control, entry: Entry | None, on: dt.date, trusted: AbstractSet[str]) -> Judgement:
     """Say what an entry is worth.
-
-    Most entries are a plain yes, partly or no, current, with one current document or none. For these the result is
-    ready-made: a coordinator scores thousands of assessments. `judge_in_full` says the same; a test compares them.
 
     Args:
         control: the question.
@@ -131,21 +119,83 @@ def judge(control: Control, entry: Entry | None, on: dt.date, trusted: AbstractS
         on: the day of the score. What was said or issued later does not exist yet.
         trusted: the assessors whose confirmations count. A refutation counts whoever made it.
     """
-    if entry is None or entry.answer is None or entry.answered_on is None:
-        return OPEN
-    if (
-        entry.maturity is None
-        and entry.review_on is None
-        and entry.second_person is None
-        and entry.verification is None
-        and 0 <= (on - entry.answered_on).days <= REVIEW_AFTER_DAYS
-    ):
-        documents = entry.evidence
+    return OPEN if entry is None else judge_in_full(control, entry, on, trusted)
+
+
+def judge_all(
+    controls: Iterable[Control], entries: Mapping[str, Entry], on: dt.date, trusted: AbstractSet[str]
+) -> dict[str, Judgement]:
+    """Say what each control's entry is worth, in the order of the controls.
+
+    The same as `judge` on each, and a test compares the two; but a coordinator scores thousands of assessments, so the
+    common cases are not worked out anew (0.3 against 1.0 ms for 283 answers).
+    """
+    common = _CommonCases(on)
+    found: dict[str, Judgement] = {}
+    for control in controls:
+        entry = entries.get(control.id)
+        found[control.id] = (
+            OPEN
+            if entry is None
+            else common.judge(control.id, entry) or judge_in_full(control, entry, on, trusted)
+        )
+    return found
+
+
+def _ready_made(answer: Answer) -> tuple[Judgement, Judgement, Judgement]:
+    """The judgements of a current answer: claimed, documented, and read by a second person."""
+    value, factor = ANSWER_VALUE[answer], ASSURANCE_FACTOR
+    levels = ((Assurance.CLAIM, (Note.NO_EVIDENCE,)), (Assurance.DOCUMENT, ()), (Assurance.SECOND_PERSON, ()))
+    claimed, documented, read = (
+        Judgement(Status.SCORED, value * factor[level], value, factor[level], level, notes)
+        for level, notes in levels
+    )
+    return claimed, documented, read
+
+
+_YES, _PARTLY, _NO = Answer.YES, Answer.PARTLY, Answer.NO
+_READY_YES, _READY_PARTLY, _READY_NO = _ready_made(_YES), _ready_made(_PARTLY), _ready_made(_NO)
+
+
+class _CommonCases:
+    """A plain yes, partly or no, current, with at most one document, read by a second person or not."""
+
+    __slots__ = ("answers_since", "documents_since", "on")
+
+    def __init__(self, on: dt.date) -> None:
+        self.on = on
+        self.answers_since = dt.date.fromordinal(max(1, on.toordinal() - REVIEW_AFTER_DAYS))
+        self.documents_since = dt.date.fromordinal(max(1, on.toordinal() - DOCUMENT_VALID_DAYS))
+
+    def judge(self, control_id: str, entry: Entry) -> Judgement | None:
+        """The ready-made judgement, or None where the entry is not one of the common cases."""
+        answer, said = entry.answer, entry.answered_on
+        if said is None or not self.answers_since <= said <= self.on or entry.maturity is not None:
+            return None
+        if entry.review_on is not None or entry.verification is not None:
+            return None
+        if answer is _YES:
+            claimed, documented, read = _READY_YES
+        elif answer is _PARTLY:
+            claimed, documented, read = _READY_PARTLY
+        elif answer is _NO:
+            claimed, documented, read = _READY_NO
+        else:
+            return None
+        second, documents = entry.second_person, entry.evidence
         if not documents:
-            return _CLAIMED.get(entry.answer) or judge_in_full(control, entry, on, trusted)
-        if len(documents) == 1 and _counts_in_full(documents[0], on):
-            return _DOCUMENTED.get(entry.answer) or judge_in_full(control, entry, on, trusted)
-    return judge_in_full(control, entry, on, trusted)
+            return claimed if second is None else None
+        if len(documents) > 1 or not self._counts_in_full(documents[0]):
+            return None
+        if second is None:
+            return documented
+        confirmed = second.date <= self.on and second.claim == claim_sha256(control_id, entry)
+        return read if confirmed and not same_person(second.name, entry.author) else None
+
+    def _counts_in_full(self, document: Evidence) -> bool:
+        if document.expires is not None:
+            return document.effective <= self.on <= document.expires
+        return self.documents_since <= document.effective <= self.on
 
 
 def judge_in_full(control: Control, entry: Entry, on: dt.date, trusted: AbstractSet[str]) -> Judgement:
@@ -171,12 +221,6 @@ def judge_in_full(control: Control, entry: Entry, on: dt.date, trusted: Abstract
 def currency(days_over: int) -> float:
     """1 until the last day, then linearly to 0 over `DECAY_DAYS`."""
     return 1.0 if days_over <= 0 else max(0.0, 1.0 - days_over / DECAY_DAYS)
-
-
-def _counts_in_full(document: Evidence, on: dt.date) -> bool:
-    if document.expires is not None:
-        return document.effective <= on <= document.expires
-    return 0 <= (on - document.effective).days <= DOCUMENT_VALID_DAYS
 
 
 def _answer_value(control: Control, entry: Entry, on: dt.date, notes: list[Note]) -> float:

@@ -24,7 +24,7 @@ from fedvox_compliance.aggregate import NA_ALLOWANCE, blend, part_score, ratings
 from fedvox_compliance.assessment import Assessment
 from fedvox_compliance.catalogue import Catalogue, Gate, Protection
 from fedvox_compliance.errors import AssessmentError
-from fedvox_compliance.judgement import Assurance, Judgement, Note, Status, judge
+from fedvox_compliance.judgement import Assurance, Judgement, Note, Status, judge_all
 from fedvox_compliance.scope import out_of_scope
 from fedvox_compliance.score_report import (
     EXPIRED_NOTES,
@@ -169,11 +169,11 @@ def _judge_all(
     assessment: Assessment, catalogue: Catalogue, on: dt.date, trusted: AbstractSet[str]
 ) -> dict[str, Judgement]:
     stated = frozenset(assessment.scope_stated_by(on).items())
-    outside, entries = _out_of_scope(catalogue, stated), assessment.entries
-    return {
-        i: _OUT_OF_SCOPE if i in outside else judge(c, entries.get(i), on, trusted)
-        for i, c in catalogue.controls.items()
-    }
+    outside = _out_of_scope(catalogue, stated)
+    found = judge_all(catalogue.controls.values(), assessment.entries, on, trusted)
+    for control_id in outside:
+        found[control_id] = _OUT_OF_SCOPE
+    return found
 
 
 def _gate_state(judged: Judgement) -> GateState:

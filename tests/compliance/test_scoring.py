@@ -26,7 +26,7 @@ from fedvox_compliance.assessment import (
 )
 from fedvox_compliance.catalogue import Catalogue, Control, Gate, Protection, list_profiles, load_catalogue
 from fedvox_compliance.errors import AssessmentError, CatalogueError
-from fedvox_compliance.judgement import OPEN, Assurance, Note, Status, judge, judge_in_full
+from fedvox_compliance.judgement import OPEN, Assurance, Note, Status, judge, judge_all, judge_in_full
 from fedvox_compliance.score_report import GateState, ScoreReport
 from fedvox_compliance.scoring import GATE_CAP, score, tier_of
 
@@ -619,18 +619,52 @@ def test_no_answer_set_without_encryption_or_legal_basis_is_eligible(
 
 @QUICK
 @given(data=st.data(), control=st.sampled_from(IDS))
-def test_ready_made_judgement_says_the_same_as_the_one_in_full(
+def test_common_cases_are_judged_as_if_each_had_been_worked_out_in_full(
     bench: Any, data: st.DataObject, control: str
 ) -> None:
     of = bench.two_laws().controls[control]
-    plain = st.builds(
-        lambda answer, on, evidence: Entry(answer=answer, author="A", answered_on=on, evidence=evidence),
+    common = st.builds(
+        lambda answer, on, level, length: bench.entry(
+            control,
+            answer,
+            level=level,
+            on=on,
+            **({} if length is None or level == "claim" else {"evidence": (expiring(on, length),)}),
+        ),
         st.sampled_from(Answer),
         days,
-        st.lists(documents, max_size=2).map(tuple),
+        st.sampled_from(LEVELS),
+        st.none() | st.integers(0, 900),
     )
-    entry = data.draw(plain | entries(control))
-    assert judge(of, entry, TODAY, TRUSTED) == judge_in_full(of, entry, TODAY, TRUSTED)
+    entry = data.draw(common | entries(control))
+    assert judge_all([of], {control: entry}, TODAY, TRUSTED) == {
+        control: judge_in_full(of, entry, TODAY, TRUSTED)
+    }
+
+
+def expiring(on: dt.date, length: int) -> Evidence:
+    return Evidence(path="evidence/a.pdf", sha256="a" * 64, effective=on, expires=on + length * DAY)
+
+
+@pytest.mark.parametrize("days_before", [364, 365, 366, 1094, 1095, 1096, -1, 0])
+def test_edges_of_the_common_cases_are_those_of_the_full_judgement(bench: Any, days_before: int) -> None:
+    control, day = bench.control("X.1", "F"), TODAY - days_before * DAY
+    document = Evidence(path="evidence/a.pdf", sha256="a" * 64, effective=day)
+    for entry in (
+        bench.entry("X.1", level="claim", on=day),
+        bench.entry("X.1", level="claim", evidence=(document,)),
+        bench.entry("X.1", level="claim", evidence=(expiring(day, max(0, days_before)),)),
+        bench.entry("X.1", level="second_person", on=day),
+    ):
+        judged = judge_all([control], {"X.1": entry}, TODAY, TRUSTED)["X.1"]
+        assert judged == judge_in_full(control, entry, TODAY, TRUSTED)
+
+
+def test_first_and_last_day_of_the_calendar_can_be_scored(bench: Any) -> None:
+    catalogue = bench.two_laws()
+    for on in (dt.date.min, dt.date.max):
+        entries = {"L.1": bench.entry("L.1", on=on)}
+        assert score(bench.assessment(catalogue, entries), catalogue, on=on).judgements["L.1"].value == 0.6
 
 
 @QUICK
