@@ -20,9 +20,11 @@ from typer.core import TyperGroup
 from fedvox.errors import FedvoxError
 
 COMMANDS: dict[str, str] = {
+    "benchmark": "Run a third-party benchmark: scores, fairness checks, statistics, leaderboard.",
     "crossval": "Score trained folds on their held-out cases, choose configuration and postprocessing.",
     "demo": "Pretrain on the embedded MNI152 brain through a local Ray, and look at the result.",
     "doctor": "Check this machine: versions, devices, Ray, storage, what each environment variable does.",
+    "evaluate": "Score a folder of predictions against references; nothing missing is dropped.",
     "ingest": "Turn raw volumes (nnU-Net, Decathlon, manifest) into a brick store.",
     "models": "List the backbones with their parameter counts.",
     "plan": "Plan spacing, patch, batch and topology for a data set and a memory, with reasons.",

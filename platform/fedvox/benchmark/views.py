@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedvox.benchmark.analysis import TestSetAnalysis
@@ -34,12 +34,19 @@ def statements(result: BenchmarkResult) -> list[dict[str, str]]:
             {"kind": "", "text": f"{name}: {winners} ranks first, in {share:.0%} of resampled test sets."}
         )
         if not result.is_conclusive(name):
-            failed = ", ".join(c.id for c in result.checks_of(name) if not c.holds)
-            text = f"{name}: the ranking is not conclusive, because {failed} fails. No method is called better here."
+            failed = _failing(c.id for c in result.checks_of(name) if not c.holds)
+            text = (
+                f"{name}: the ranking is not conclusive, because {failed}. No method is called better here."
+            )
             found.append({"kind": "fail", "text": text})
             continue
         found += _better(result, analysis)
     return found
+
+
+def _failing(checks: Iterable[str]) -> str:
+    found = list(checks)
+    return f"{' and '.join(found)} {'fails' if len(found) == 1 else 'fail'}"
 
 
 def _better(result: BenchmarkResult, analysis: TestSetAnalysis) -> list[dict[str, str]]:
@@ -56,7 +63,7 @@ def _better(result: BenchmarkResult, analysis: TestSetAnalysis) -> list[dict[str
         )
         failed = [c.id for c in result.checks_of(submission.name) if not c.holds]
         if failed:
-            text = f"{name} may not be called better than {pair.b}, because {', '.join(failed)} fails ({interval})."
+            text = f"{name} may not be called better than {pair.b}, because {_failing(failed)} ({interval})."
             found.append({"kind": "fail", "text": text})
         elif pair.better:
             found.append({"kind": "pass", "text": f"{name} is better than {pair.b}: {interval}."})

@@ -74,8 +74,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON like `write_text`. NaN becomes null, as JSON has no NaN."""
-    write_text(path, json.dumps(_without_nan(value), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    """Write JSON like `write_text`."""
+    write_text(path, to_json(value, indent=1) + "\n")
+
+
+def to_json(value: Mapping[str, Any], *, indent: int | None = None) -> str:
+    """JSON text. NaN becomes null, as JSON has no NaN."""
+    return json.dumps(_without_nan(value), indent=indent, allow_nan=False, ensure_ascii=False)
 
 
 def _without_nan(value: Any) -> Any:
