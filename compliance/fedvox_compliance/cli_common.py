@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -71,14 +71,21 @@ def require_author(author: str | None, *, no_input: bool = False) -> str:
 
 def emit(value: Mapping[str, Any], text: str, *, as_json: bool) -> None:
     """Write a result to stdout, as JSON or as text for people."""
-    sys.stdout.write(
-        json.dumps(value, ensure_ascii=False, indent=1) + "\n" if as_json else text.rstrip("\n") + "\n"
-    )
+    if as_json:
+        sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+    else:
+        _write(sys.stdout, text.rstrip("\n"))
 
 
 def tell(text: str) -> None:
     """Say something about the work on stderr, so that it never mixes with a result."""
-    sys.stderr.write(text.rstrip("\n") + "\n")
+    _write(sys.stderr, text)
+
+
+def _write(stream: TextIO, text: str) -> None:
+    from fedvox_compliance.terminal import wrapped
+
+    stream.write("".join(wrapped(line, stream) + "\n" for line in text.split("\n")))
 
 
 def show_disclaimer(language: str) -> None:

@@ -204,11 +204,15 @@ class Dialogue:
             else:
                 self._terminal.say(self._say("ask.not_understood", last=len(choices)), "problem")
 
-    def _text(self, prompt: str) -> str:
-        typed = self._terminal.ask(prompt)
-        if typed in (":b", ":q"):
-            raise _Leave(Move.BACK if typed == ":b" else Move.QUIT)
-        return typed
+    def _text(self, prompt: str, help_text: str = "") -> str:
+        """Ask for free text; `?` alone shows help where there is some."""
+        while True:
+            typed = self._terminal.ask(prompt)
+            if typed in (":b", ":q"):
+                raise _Leave(Move.BACK if typed == ":b" else Move.QUIT)
+            if typed != "?" or not help_text:
+                return typed
+            self._terminal.say(help_text)
 
     def _ask_reason(self, answer: Answer) -> str:
         if answer in _NEEDS_REASON:
@@ -252,9 +256,12 @@ class Dialogue:
             for number, suggestion in enumerate(offered, start=1):
                 described = _describe(suggestion.document, self._say)
                 self._terminal.say(f"  {number}  {described}, {suggestion.source}", "choice")
-            typed = self._text(self._say("ask.document_or_number" if offered else "ask.document"))
-            if not typed:
+            prompt = self._say("ask.document_or_number" if offered else "ask.document")
+            typed = self._text(prompt, self._say("ask.expects", items=", ".join(control.evidence)))
+            if typed in ("", "s"):
                 return
+            if typed in ("b", "q"):  # the letters of the other prompts; no document has such a name
+                raise _Leave(Move.BACK if typed == "b" else Move.QUIT)
             try:
                 if not self._take_over(control, typed, offered):
                     self._add_document(control, typed)

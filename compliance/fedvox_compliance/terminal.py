@@ -11,7 +11,7 @@ import shutil
 import sys
 import textwrap
 from contextlib import suppress
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TextIO
 
 Style = Literal["plain", "heading", "question", "choice", "note", "problem"]
 _WIDEST = 92
@@ -106,9 +106,9 @@ def is_capable() -> bool:
     )
 
 
-def wrapped(line: str) -> str:
+def wrapped(line: str, stream: TextIO | None = None) -> str:
     """A line broken at words where it is shown on a terminal; untouched for pipes and files."""
-    if not sys.stdout.isatty():
+    if not (stream or sys.stdout).isatty():
         return line
     width = min(_WIDEST, shutil.get_terminal_size().columns)
     indent = " " * (len(line) - len(line.lstrip()))

@@ -237,6 +237,16 @@ def test_documents_are_attached_by_path_with_their_days(new_space: NewSpace, doc
     assert any("/no/such/file" in t for t in person.texts("problem"))
 
 
+def test_letters_of_the_other_prompts_work_at_the_document_prompt_too(new_space: NewSpace) -> None:
+    space = new_space()
+    steps = [s for s in steps_of(space.assessment, space.catalogue, GATES, TODAY) if isinstance(s, Control)]
+    person = sit(space, ["1", "?", "s", "1", "b", "3", "1", "q", "1"], selection=GATES, ask_documents=True)
+    assert any(steps[0].evidence[0] in t for t in person.texts("plain"))
+    answers = [space.entry(s.id).answer for s in steps[:4]]
+    assert answers == [Answer.YES, Answer.NO, Answer.YES, None]
+    assert not person.texts("problem")
+
+
 def test_related_documents_are_offered_and_taken_over_only_by_number(
     new_space: NewSpace, document: Path
 ) -> None:
