@@ -7,7 +7,8 @@
    thread. They are made in batches beforehand, so that only scoring is timed. The mix is that of a coordinator's inbox:
    answers 60 % yes, 25 % partly, 15 % no; 60 % with a document, of these a fifth read by a second person.
 2. `score, all read twice`: every answer documented and read by a second person, the slowest mix (a SHA-256 each).
-3. `read`: the same assessments from JSON text, validated, as a coordinator receives them.
+3. `read`: the same assessments from JSON text, validated, as a coordinator receives them; `json.loads` of the same text
+   beside it is the yardstick for a busy machine, since both slow down alike.
 4. `answer`: one answer given: rules, history line flushed to disk, state file flushed and renamed.
 5. `start-up`: `fedvox-compliance --help` against an empty interpreter and against typer alone, as ratios.
 
@@ -129,6 +130,7 @@ def time_scoring(count: int) -> list[Timing]:
         timed("score", batches(catalogue, count, read_twice=False), one),
         timed("score, all read twice", batches(catalogue, count // 10, read_twice=True), one),
         timed("read", texts(), Assessment.model_validate_json),
+        timed("json.loads, yardstick", texts(), json.loads),
     ]
 
 

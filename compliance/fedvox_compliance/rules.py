@@ -7,11 +7,13 @@ disagree.
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from fedvox_compliance.assessment import Answer, Entry, claim_sha256, same_person
 from fedvox_compliance.catalogue import Catalogue, Control
+from fedvox_compliance.errors import AssessmentError
 
 
 class Rule(StrEnum):
@@ -75,6 +77,21 @@ def broken_rules(control_id: str, entry: Entry, catalogue: Catalogue, on: dt.dat
         return ()
     found = [*_about_answer(control, entry), *_about_dates(entry, on), *_about_confirmations(control, entry)]
     return tuple(Broken(rule, control_id) for rule in found)
+
+
+def require_allowed(entries: Mapping[str, Entry | None], catalogue: Catalogue, on: dt.date) -> None:
+    """Refuse entries that break a rule of `REFUSED_ON_WRITING`.
+
+    Raises:
+        AssessmentError: names the controls and what is wrong with each.
+    """
+    broken = [b for i, e in entries.items() for b in broken_rules(i, e or Entry(), catalogue, on)]
+    refused = [b for b in broken if b.rule in REFUSED_ON_WRITING]
+    if refused:
+        from fedvox_compliance.messages import describe_broken
+
+        told = "; ".join(describe_broken(b) for b in refused[:8])
+        raise AssessmentError(told, "Nothing was changed. Correct it and try again.")
 
 
 def _about_answer(control: Control, entry: Entry) -> list[Rule]:

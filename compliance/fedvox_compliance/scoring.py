@@ -15,7 +15,7 @@ the last bit; and every step is monotone in floating point, so no better answer 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from functools import lru_cache
 from types import MappingProxyType
@@ -78,7 +78,7 @@ def score(
     }
     gates = tuple(GateResult(c.id, c.gate, _gate_state(judgements[c.id])) for c in catalogue.gates if c.gate)
     interval, uncapped = _overall(frameworks.values(), gates)
-    shares = _assurance_shares(judgements, used)
+    shares = _assurance_shares(frameworks.values())
     return ScoreReport(
         clinic=assessment.clinic,
         assessment_id=assessment.id,
@@ -170,7 +170,7 @@ def _judge_all(
 ) -> dict[str, Judgement]:
     stated = frozenset(assessment.scope_stated_by(on).items())
     outside = _out_of_scope(catalogue, stated)
-    found = judge_all(catalogue.controls.values(), assessment.entries, on, trusted)
+    found = judge_all(catalogue.controls, assessment.entries, on, trusted)
     for control_id in outside:
         found[control_id] = _OUT_OF_SCOPE
     return found
@@ -194,10 +194,11 @@ def _overall(parts: Iterable[PartScore], gates: tuple[GateResult, ...]) -> tuple
     intervals = [p.interval for p in parts if p.interval is not None]
     low, high = blend([i.low for i in intervals]), blend([i.high for i in intervals])
     uncapped = low
-    if not all(g.passed for g in gates):
+    holding = [g.state for g in gates if not g.passed]
+    if holding:
         low = min(low, GATE_CAP)
-    if not all(g.passed or g.state is GateState.OPEN for g in gates):
-        high = min(high, GATE_CAP)
+        if any(state is not GateState.OPEN for state in holding):
+            high = min(high, GATE_CAP)
     return Interval(low, max(low, high)), uncapped
 
 
@@ -210,16 +211,11 @@ def _is_eligible(catalogue: Catalogue, gates: tuple[GateResult, ...]) -> bool:
     return all(g.passed for g in gates if g.gate is Gate.ELIGIBILITY)
 
 
-def _assurance_shares(
-    judgements: Mapping[str, Judgement], weights: Mapping[str, float]
-) -> dict[Assurance, float]:
+def _assurance_shares(parts: Collection[PartScore]) -> dict[Assurance, float]:
     """The share of the credited weight at each level."""
-    by_level: dict[Assurance, float] = dict.fromkeys(Assurance, 0.0)
-    for control_id, judged in judgements.items():
-        if judged.value > 0:
-            by_level[judged.assurance] += weights[control_id]
-    total = sum(by_level.values())
-    return {level: weight / total if total else 0.0 for level, weight in by_level.items()}
+    by_level = [sum(p.credited[level] for p in parts) for level in Assurance]
+    total = sum(by_level)
+    return {level: by_level[level] / total if total else 0.0 for level in Assurance}
 
 
 def _overall_assurance(
@@ -227,9 +223,9 @@ def _overall_assurance(
 ) -> Assurance:
     in_scope = [judgements[g.control].assurance for g in gates if g.state is not GateState.OUT_OF_SCOPE]
     weakest_gate = min(in_scope, default=Assurance.NONE)
-    reached = [
-        a for a in Assurance if a and sum(shares[b] for b in Assurance if b >= a) >= ASSURANCE_MAJORITY
-    ]
-    if not reached:
-        return Assurance.NONE
-    return max(Assurance.CLAIM, min(weakest_gate, max(reached)))
+    at_least = 0.0
+    for level in (Assurance.VERIFIED, Assurance.SECOND_PERSON, Assurance.DOCUMENT, Assurance.CLAIM):
+        at_least += shares[level]
+        if at_least >= ASSURANCE_MAJORITY:
+            return max(Assurance.CLAIM, min(weakest_gate, level))
+    return Assurance.NONE

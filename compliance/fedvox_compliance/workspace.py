@@ -3,8 +3,8 @@
     with a lock  ->  read what others changed  ->  check the rules  ->  line into the history, on disk
                  ->  new state file, renamed into place
 
-The terminal, the web form and the imports all go through `Workspace`, so every change is checked and recorded
-alike, and a crash at any moment loses at most the change that was being made.
+Terminal, web form and imports all go through `Workspace`, so every change is checked and recorded alike, and a crash
+loses at most the change that was being made.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from fedvox_compliance.history import (
     scope_change,
 )
 from fedvox_compliance.locking import folder_lock
-from fedvox_compliance.rules import REFUSED_ON_WRITING, Broken, broken_rules
+from fedvox_compliance.rules import require_allowed
 from fedvox_compliance.scoring import require_same_catalogue
 
 Clock = Callable[[], dt.datetime]
@@ -312,12 +312,7 @@ class Workspace:
             AssessmentError: an entry breaks a rule, or a scope question is unknown; all are named.
             ConflictError: another program changed one of these entries since this one read it.
         """
-        broken = [
-            b
-            for control_id, entry in entries.items()
-            for b in broken_rules(control_id, entry or Entry(), self.catalogue, self.today())
-        ]
-        _refuse(broken)
+        require_allowed(entries, self.catalogue, self.today())
         for question_id in scope:
             self._require_scope_question(question_id)
         entries = {i: e for i, e in entries.items() if e != self._assessment.entries.get(i)}
@@ -325,9 +320,10 @@ class Workspace:
             seen = {i: self._assessment.entries.get(i) for i in entries}
             with self._changing():
                 self._refuse_conflicts(seen)
-                changes = [scope_change(i, s) for i, s in scope.items()]
-                changes += [entry_change(i, e) for i, e in entries.items()]
-                self._record(tuple(changes), by=author, action=action)
+                said = [scope_change(i, s) for i, s in scope.items()]
+                self._record(
+                    (*said, *(entry_change(i, e) for i, e in entries.items())), by=author, action=action
+                )
 
     def record(self, changes: tuple[Change, ...], *, action: str, author: str) -> None:
         """Write changes that were made elsewhere (an upgrade) as one transaction, unchecked by the rules."""
@@ -390,12 +386,3 @@ def _validated(make: Callable[[], _T]) -> _T:
         return make()
     except ValidationError as wrong:
         raise AssessmentError(describe_problems(wrong, "input"), "Correct it and try again.") from None
-
-
-def _refuse(broken: list[Broken]) -> None:
-    refused = [b for b in broken if b.rule in REFUSED_ON_WRITING]
-    if refused:
-        from fedvox_compliance.messages import describe_broken
-
-        first = "; ".join(describe_broken(b) for b in refused[:8])
-        raise AssessmentError(first, "Nothing was changed. Correct it and try again.")

@@ -400,6 +400,12 @@ def test_weights_must_be_of_known_controls_finite_and_not_negative(bench: Any) -
             score(assessment, catalogue, on=TODAY, weights={"L.1": wrong})
 
 
+def test_no_questions_no_score_and_no_part_in_the_study(bench: Any) -> None:
+    catalogue = bench.catalogue()
+    report = score(bench.assessment(catalogue), catalogue, on=TODAY)
+    assert (report.overall, report.eligible, report.assurance) == (0.0, False, Assurance.NONE)
+
+
 def test_nothing_applies_nothing_is_scored(bench: Any) -> None:
     catalogue = bench.two_laws()
     report = score(
@@ -637,7 +643,7 @@ def test_common_cases_are_judged_as_if_each_had_been_worked_out_in_full(
         st.none() | st.integers(0, 900),
     )
     entry = data.draw(common | entries(control))
-    assert judge_all([of], {control: entry}, TODAY, TRUSTED) == {
+    assert judge_all({control: of}, {control: entry}, TODAY, TRUSTED) == {
         control: judge_in_full(of, entry, TODAY, TRUSTED)
     }
 
@@ -656,7 +662,7 @@ def test_edges_of_the_common_cases_are_those_of_the_full_judgement(bench: Any, d
         bench.entry("X.1", level="claim", evidence=(expiring(day, max(0, days_before)),)),
         bench.entry("X.1", level="second_person", on=day),
     ):
-        judged = judge_all([control], {"X.1": entry}, TODAY, TRUSTED)["X.1"]
+        judged = judge_all({"X.1": control}, {"X.1": entry}, TODAY, TRUSTED)["X.1"]
         assert judged == judge_in_full(control, entry, TODAY, TRUSTED)
 
 
