@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fedvox.errors import ConfigError
 from fedvox.models.backbone import Backbone, PerAxis, Triple, check_positive, per_axis
-from fedvox.models.memory_layout import is_transformed, to_fast_layout
+from fedvox.models.memory_layout import is_transformed
 from fedvox.models.residual import UNIT, ResidualBlock, initialise
 from fedvox.models.rotary import rotary_table, rotate
 
@@ -378,7 +378,7 @@ class Primus(Backbone):
                 f"this Primus takes patches of {self.config.patch}, got {tuple(x.shape[2:])}",
                 "build it with this patch_size; load_pretrained resizes its learned positions",
             )
-        return cast(Tensor, self.heads[0](self.decoder(self.encoder(self.stem(to_fast_layout(x))))))
+        return cast(Tensor, self.heads[0](self.decoder(self.encoder(self.stem(x)))))
 
 
 def _initialise_convolution(module: nn.Module) -> None:

@@ -42,6 +42,8 @@ class ResEncUNetConfig:
         residual: residual blocks in the encoder; otherwise nnU-Net's plain U-Net.
         deep_supervision: return the logits of all heads in training. The heads exist either way, as in the original,
             so that weights fit; without it, the coarse ones are frozen.
+        recompute_activations: compute the inner activation of a residual block again in the backward pass instead of
+            keeping it: a few percent more time, and a tenth less memory.
     """
 
     in_channels: int = 1
@@ -53,6 +55,7 @@ class ResEncUNetConfig:
     stride: PerLevel = 2
     residual: bool = True
     deep_supervision: bool = True
+    recompute_activations: bool = True
 
     def __post_init__(self) -> None:
         check_positive(in_channels=self.in_channels, classes=self.classes, features=self.features)
@@ -106,15 +109,13 @@ class UNetEncoder(nn.Module):
         channels = config.features[0]
         for level, (width, count) in enumerate(zip(config.features, config.blocks, strict=True)):
             stride = config.strides[level - 1] if level else UNIT
-            block = ResidualBlock if config.residual else ConvNorm
             # The plain U-Net's stem is the first convolution of its first stage.
             count = count if config.residual or level else count - 1
-            stages.append(
-                nn.ModuleList(
-                    block(width if n else channels, width, config.kernels[level], UNIT if n else stride)
-                    for n in range(count)
-                )
-            )
+            blocks = [
+                _block(config, width if n else channels, width, config.kernels[level], UNIT if n else stride)
+                for n in range(count)
+            ]
+            stages.append(nn.ModuleList(blocks))
             channels = width
         self.stages = nn.ModuleList(stages)
 
@@ -126,6 +127,15 @@ class UNetEncoder(nn.Module):
                 x = block(x)
             features.append(x)
         return features
+
+
+def _block(
+    config: ResEncUNetConfig, in_channels: int, channels: int, kernel: Triple, stride: Triple
+) -> nn.Module:
+    """What an encoder stage is made of."""
+    if not config.residual:
+        return ConvNorm(in_channels, channels, kernel, stride)
+    return ResidualBlock(in_channels, channels, kernel, stride, recompute=config.recompute_activations)
 
 
 class UNetDecoder(nn.Module):
@@ -148,7 +158,7 @@ class UNetDecoder(nn.Module):
         x = features[-1]
         decoded: list[Tensor] = []
         for level in reversed(range(len(self.ups))):
-            x = torch.cat([self.ups[level](x), features[level]], dim=1)
+            x = torch.cat([to_fast_layout(self.ups[level](x)), features[level]], dim=1)
             for conv in cast(nn.ModuleList, self.stages[level]):
                 x = conv(x)
             decoded.insert(0, x)
@@ -189,7 +199,7 @@ class ResEncUNet(Backbone):
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Segment (B, C, D, H, W)."""
         self.check_patch(x)
-        decoded = self.decoder(self.encoder(self.stem(to_fast_layout(x))))
+        decoded = self.decoder(self.encoder(self.stem(x)))
         if self.deep_supervision and self.training:
             return [head(features) for head, features in zip(self.heads, decoded, strict=True)]
         return cast(Tensor, self.heads[0](decoded[0]))

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from fedvox.models.activation import leaky_relu
 from fedvox.models.backbone import Triple
-from fedvox.models.memory_layout import apply, has_fast_path
+from fedvox.models.memory_layout import apply, has_fast_path, to_fast_layout
 from fedvox.models.normalization import InstanceNorm
+from fedvox.models.recompute import recomputed
 
 UNIT: Triple = (1, 1, 1)
 LEAK = 0.01
@@ -50,7 +51,11 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (B, C, D, H, W)."""
-        out = cast(Tensor, self.norm(self.conv(x)))
+        return self.finish(self.conv(x))
+
+    def finish(self, convolved: Tensor) -> Tensor:
+        """Normalise and activate what the convolution gave."""
+        out = cast(Tensor, self.norm(to_fast_layout(convolved)))
         return out if self.slope is None else leaky_relu(out, self.slope)
 
 
@@ -64,6 +69,7 @@ class ResidualBlock(nn.Module):
         stride: step of the first convolution along (D, H, W).
         bias: whether the two convolutions have a bias.
         slope: of both leaky ReLUs' negative side; 0 is a ReLU.
+        recompute: compute the first normalisation and activation again in the backward pass.
     """
 
     def __init__(
@@ -75,9 +81,11 @@ class ResidualBlock(nn.Module):
         *,
         bias: bool = True,
         slope: float = LEAK,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         self.slope = slope
+        self.recompute = recompute
         self.conv1 = ConvNorm(in_channels, out_channels, kernel, stride, bias=bias, slope=slope)
         self.conv2 = ConvNorm(out_channels, out_channels, kernel, bias=bias, slope=None)
         self.pool = nn.Identity() if stride == UNIT else AveragePool3d(stride)
@@ -88,7 +96,13 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform (B, C, D, H, W)."""
-        return leaky_relu(self.conv2(self.conv1(x)), self.slope, plus=self.project(self.pool(x)))
+        first = self.conv1.conv(x)
+        second = recomputed(self._middle, first, inside=self) if self.recompute else self._middle(first)
+        return leaky_relu(self.conv2.finish(second), self.slope, plus=self.project(self.pool(x)))
+
+    def _middle(self, first: Tensor) -> Tensor:
+        """From the first convolution's output to the second's."""
+        return cast(Tensor, self.conv2.conv(self.conv1.finish(first)))
 
 
 class AveragePool3d(nn.AvgPool3d):
