@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -143,3 +147,40 @@ def test_taps_interpolate_a_ramp_exactly_within_the_grid(size, new_size):
     found = torch.lerp(ramp[taps.lower], ramp[taps.upper], taps.weight.double())
     position = (torch.arange(new_size, dtype=torch.float64) + 0.5) * size / new_size - 0.5
     assert torch.allclose(found, position.clamp(0, size - 1), atol=1e-5)
+
+
+_MEASURE = """
+import sys
+from pathlib import Path
+import torch
+from fedvox.inference.labels import LogitStream, decode_labels
+
+torch.set_num_threads(1)
+depth, classes = int(sys.argv[1]), 40
+
+def status(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
+
+def planes(count):
+    for z in range(count):
+        plane = torch.zeros(classes, 96, 96)
+        plane[z // 8 % classes, :, z % 96 :] = 1
+        yield plane
+
+decode_labels([LogitStream(planes(8), (8, 96, 96))], (12, 192, 192))  # buffers of the libraries
+Path("/proc/self/clear_refs").write_text("5")
+before = status("VmRSS")
+labels = decode_labels([LogitStream(planes(depth), (depth, 96, 96))], (2 * depth, 192, 192))
+print((status("VmHWM") - before) * 1024 - labels.nbytes)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures memory as Linux tells it")
+def test_working_memory_does_not_grow_with_the_number_of_slices():
+    spent = [
+        int(subprocess.run([sys.executable, "-c", _MEASURE, str(n)], capture_output=True, check=True).stdout)
+        for n in (40, 320)
+    ]
+    plane = 40 * 96 * 96 * 4
+    assert spent[1] - spent[0] < 4 * plane  # 280 more planes would be 280 of them, in the file's grid 2240
