@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fedvox_compliance.assessment import Assessment
-from fedvox_compliance.judgement import Judgement, Status
+from fedvox_compliance.judgement import Assurance, Judgement, Status
 from fedvox_compliance.score_report import Interval, PartScore
 
 NA_ALLOWANCE = 0.15
@@ -38,6 +38,7 @@ def part_score(
     """
     low = undecided = excluded = settled = 0.0
     answered = outside = 0
+    credited = [0.0] * len(Assurance)
     for control_id, of_control in members:
         judged = judgements[control_id]
         status = judged[
@@ -46,7 +47,10 @@ def part_score(
         if status is _SCORED:
             answered += 1
             settled += of_control
-            low += of_control * judged[1]
+            value = judged[1]
+            if value > 0:
+                low += of_control * value
+                credited[judged[4]] += of_control
         elif status is _OPEN:
             undecided += of_control
         elif status is _OUT_OF_SCOPE:
@@ -60,8 +64,16 @@ def part_score(
     interval = None
     if divisor > 0:
         interval = Interval(min(1.0, low / divisor), min(1.0, (low + undecided) / divisor))
-    maturity = _mean_maturity(members, judgements, ratings) if ratings else None
-    return PartScore(interval, weight, excluded, excess, maturity, answered, len(members) - outside)
+    return PartScore(
+        interval=interval,
+        weight=weight,
+        excluded_weight=excluded,
+        excess_weight=excess,
+        credited=tuple(credited),
+        maturity=_mean_maturity(members, judgements, ratings) if ratings else None,
+        answered=answered,
+        applicable=len(members) - outside,
+    )
 
 
 def blend(scores: Sequence[float]) -> float:
@@ -74,7 +86,7 @@ def blend(scores: Sequence[float]) -> float:
 
 def ratings_of(assessment: Assessment) -> dict[str, int]:
     """The clinic's own maturity ratings by control."""
-    return {i: e.maturity for i, e in assessment.entries.items() if e.maturity is not None}
+    return {i: rated for i, e in assessment.entries.items() if (rated := e.maturity) is not None}
 
 
 def _mean_maturity(

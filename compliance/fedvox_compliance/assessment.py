@@ -267,6 +267,7 @@ def to_jsonable(model: BaseModel) -> dict[str, Any]:
     )
 
 
+@lru_cache(maxsize=4096)
 def _day(day: dt.date | None) -> str:
     return "" if day is None else day.isoformat()
 

@@ -55,6 +55,7 @@ class PartScore:
         weight: of all controls in scope.
         excluded_weight: of those answered `not applicable` with a reason.
         excess_weight: the part of it above the allowance, which counts as missing (frameworks only).
+        credited: the weight that earns anything, by `Assurance`.
         maturity: the mean of the clinic's own ratings, None without one. It is reported beside the score.
         answered, applicable: how many controls have an answer, of how many in scope.
     """
@@ -63,6 +64,7 @@ class PartScore:
     weight: float
     excluded_weight: float
     excess_weight: float
+    credited: tuple[float, ...]
     maturity: float | None
     answered: int
     applicable: int
