@@ -200,3 +200,29 @@ def test_strides_are_taken_as_nnunet_writes_them() -> None:
 def test_a_config_that_makes_no_network_is_refused_by_field(fields: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         ResEncUNetConfig(**fields)
+
+
+def test_recomputing_activations_gives_the_same_gradients_from_less_memory() -> None:
+    kept: dict[bool, int] = {}
+    gradients: dict[bool, list[Tensor]] = {}
+    image = torch.randn(1, 1, 16, 16, 16)
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        model = build_model("resenc-unet-tiny", in_channels=1, classes=2, recompute_activations=recompute)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.2)
+        weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        storages: dict[int, int] = {}
+
+        def keep(tensor: Tensor, into: dict[int, int] = storages) -> Tensor:
+            into[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = sum(out.square().mean() for out in model(image))
+        kept[recompute] = sum(size for place, size in storages.items() if place not in weights)
+        loss.backward()
+        gradients[recompute] = [p.grad for p in model.parameters()]
+    assert kept[True] < 0.9 * kept[False]
+    for a, b in zip(gradients[True], gradients[False], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
