@@ -1,6 +1,6 @@
 """Reading one random 128³ patch of a 300×512×512 int16 volume: Fedvox's bricks against what else one might use.
 
-    python benchmarks/patch_read.py [--patches 30] [--latency-ms 25] [--json]
+    python benchmarks/patch_read.py [--patches 30] [--latency-ms 25] [--connection-mb-s 90] [--json]
 
 One run, side by side: every format holds the same volume (the MNI152 brain at CT size with 15 HU of noise), every
 reader gets the same positions in turns, and every patch is compared with the source. Local: warm (page cache) and cold
@@ -339,11 +339,11 @@ def at_once(readers: list[Read], starts: Starts) -> float:
 
 
 @contextmanager
-def s3_server(folder: Path, latency_ms: float) -> Iterator[str]:
+def s3_server(folder: Path, latency_ms: float, connection_mb_s: float = 0.0) -> Iterator[str]:
     """A read-only S3 server over `folder`, as bucket `bench`, in a process of its own."""
     port = free_ports(1)[0]
     process = multiprocessing.get_context("spawn").Process(
-        target=serve, args=(str(folder), port, latency_ms), daemon=True
+        target=serve, args=(str(folder), port, latency_ms, connection_mb_s), daemon=True
     )
     os.environ |= {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none",
@@ -409,13 +409,16 @@ def main() -> None:
     )
     parser.add_argument("--patches", type=int, default=30)
     parser.add_argument("--latency-ms", type=float, default=25.0)
+    parser.add_argument(
+        "--connection-mb-s", type=float, default=0.0, help="limit of each connection; 0: none"
+    )
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     blosc2.set_nthreads(1)
     with tempfile.TemporaryDirectory(prefix="fedvox-bench-") as scratch:
         folder = Path(scratch)
         volume = ct_volume()
-        with s3_server(folder, arguments.latency_ms) as s3:
+        with s3_server(folder, arguments.latency_ms, arguments.connection_mb_s) as s3:
             formats = [
                 *bricks(volume, folder, "zstd", s3), *bricks(volume, folder, "lz4", s3), *b2nd(volume, folder, s3),
                 zarr_sharded(volume, folder, s3), parquet(volume, folder, s3), memmap(volume, folder),

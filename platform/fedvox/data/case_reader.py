@@ -14,7 +14,7 @@ import numpy as np
 from fedvox.data.block_codec import Target, address_of, thread_decoder
 from fedvox.data.brick_index import BlockTable, Triple
 from fedvox.data.case_header import CaseHeader, CaseIndex, CaseLayout, read_index
-from fedvox.data.patch_plan import Overlap, Piece, as_rows, overlaps, plan
+from fedvox.data.patch_plan import Plan, Sink, as_rows, overlaps
 from fedvox.data.ranges import ByteRange, ByteSource, MappedFile, RemoteFile
 from fedvox.errors import DamagedCase
 from fedvox.storage import DEFAULT_RETRY, Location, RetryPolicy, call_with_retry
@@ -124,14 +124,17 @@ class CaseReader:
             overlaps(first, extent, edge, layout.block)
             for first, extent, edge in zip(start, size, layout.shape, strict=True)
         ]
-        outputs = {"image": np.zeros((layout.channels, *size), layout.dtype)}
+        outputs = {"image": np.empty((layout.channels, *size), layout.dtype)}
         if layout.label_dtype is not None:
             outputs["label"] = np.zeros(tuple(size), layout.label_dtype)
         if any(s < 0 or s + n > edge for s, n, edge in zip(start, size, layout.shape, strict=True)):
             padding = layout.minimum if pad_value is None else pad_value
             outputs["image"][...] = np.asarray(padding, layout.dtype).reshape(-1, 1, 1, 1)
         if all(axes):
-            self._decode_with(threads, self._plan(axes, outputs))
+            plan = Plan()
+            for name, output in outputs.items():
+                plan.add(Sink(name, self._index.tables[name], self._checked[name], output), axes)
+            self._decode_with(threads, plan)
         return outputs["image"], outputs.get("label")
 
     def prefetch(self, start: Sequence[int], size: Sequence[int]) -> None:
@@ -159,63 +162,57 @@ class CaseReader:
         """Let go of the file."""
         self._source.close()
 
-    def _plan(self, axes: Sequence[Sequence[Overlap]], outputs: dict[str, Array]) -> list[Piece]:
-        return [
-            piece
-            for name, output in outputs.items()
-            for piece in plan(name, self._index.tables[name], self._checked[name], axes, output)
-        ]
+    def _decode_with(self, threads: int, plan: Plan) -> None:
+        if threads <= 1 or len(plan) <= 1:
+            self._decode(plan)
+        else:
+            list(_decode_pool().map(self._decode, plan.parts(threads)))
 
-    def _decode_with(self, threads: int, pieces: list[Piece]) -> None:
-        if threads <= 1 or len(pieces) <= 1:
-            self._decode(pieces)
-            return
-        step = -(-len(pieces) // threads)
-        parts = [pieces[begin : begin + step] for begin in range(0, len(pieces), step)]
-        list(_decode_pool().map(self._decode, parts))
-
-    def _decode(self, pieces: Sequence[Piece]) -> None:
+    def _decode(self, plan: Plan) -> None:
         """Read, check and decode blocks into their rows."""
         decoder = thread_decoder()
         kept: dict[tuple[Any, ...], tuple[Target, Array]] = {}
-        for part in self._source.read([piece.range for piece in pieces]):
+        for part in self._source.read(plan.ranges()):
             begin = address_of(part.data) - part.offset
             end = part.offset + part.data.size
             for position in part.positions:
-                piece = pieces[position]
-                offset, size = piece.range
+                sink, cell = plan.sinks[position], plan.cells[position]
+                offset, size = plan.offsets[position], plan.sizes[position]
                 address = begin + offset
-                if not piece.checked:
-                    data = self._check(piece, part.cut(piece.range))
+                if not plan.checked[position]:
+                    data = self._check(plan, position, part.cut(plan.range(position)))
                     address = address_of(data)
                 elif offset + size > end:
-                    raise self._damaged(piece, "is cut off: the file has shrunk since it was opened")
-                found = kept.get(piece.key)
+                    raise self._damaged(plan, position, "is cut off: the file has shrunk since it was opened")
+                z, y, x = cell
+                key = sink.name, z.kind, y.kind, x.kind
+                found = kept.get(key)
                 if found is None:
-                    target = decoder.target(piece.shape, self._dtypes[piece.name])
-                    found = kept[piece.key] = target, as_rows(target.voxels[piece.inside])
+                    target = decoder.target(sink.shape(cell), self._dtypes[sink.name], z.inside)
+                    found = kept[key] = target, as_rows(target.voxels[..., z.inside, y.inside, x.inside])
                 try:
-                    decoder.decode(address, size, found[0], piece.base)
+                    decoder.decode(address, size, found[0], plan.bases[position])
                 except ValueError as error:
-                    raise self._damaged(piece, str(error)) from error
-                piece.rows[...] = found[1]
+                    raise self._damaged(plan, position, str(error)) from error
+                sink.rows(cell)[...] = found[1]
 
-    def _check(self, piece: Piece, data: Array) -> Array:
+    def _check(self, plan: Plan, position: int, data: Array) -> Array:
         """The bytes of a block that match its checksum: these, or those of a second read past any cache."""
-        expected = self._index.tables[piece.name].crc[piece.block]
+        sink, block = plan.sinks[position], plan.block(position)
+        expected = sink.table.crc[block]
         if zlib.crc32(data.data) != expected:
-            again = self._source.refresh(piece.range)
+            again = self._source.refresh(plan.range(position))
             if again is None or zlib.crc32(again.data) != expected:
-                raise self._damaged(piece, "does not match its checksum")
+                raise self._damaged(plan, position, "does not match its checksum")
             data = again
-        self._checked[piece.name][piece.block] = True
+        sink.checked[block] = True
         return data
 
-    def _damaged(self, piece: Piece, what: str) -> DamagedCase:
-        brick = self._index.layout.grid.brick_of(piece.block)
+    def _damaged(self, plan: Plan, position: int, what: str) -> DamagedCase:
+        brick = self._index.layout.grid.brick_of(plan.block(position))
+        name = plan.sinks[position].name
         return DamagedCase(
-            f"{self.location.uri}: brick {brick} of case {self.header.case_id!r}: the {piece.name} {what}",
-            _REMEDY,
+            f"{self.location.uri}: brick {brick} of case {self.header.case_id!r}: the {name} {what}", _REMEDY
         )
 
 

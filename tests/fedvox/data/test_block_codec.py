@@ -61,6 +61,44 @@ class TestTheCodec:
         with pytest.raises(ValueError, match="not a chunk"):
             decoder.decode(address_of(chunk), 3, target, base)
 
+    @settings(max_examples=60, deadline=None)
+    @given(
+        st.lists(st.tuples(st.integers(0, 5), st.integers(0, 11), st.integers(1, 12)), min_size=2, max_size=6)
+    )
+    def test_a_part_of_the_depth_comes_back_whatever_was_decoded_before(self, reads):
+        """Quiet, incompressible, odd, many-channelled, constant and damaged blocks, by one decoder in any order."""
+        rng = np.random.default_rng(0)
+        incompressible = rng.integers(-30000, 30000, (12, 32, 32)).astype(np.int16)
+        blocks = [
+            rng.integers(0, 500, (12, 32, 32)).astype(np.int16), incompressible, incompressible[:11],
+            rng.integers(0, 500, (3, 12, 8, 9)).astype(np.int16), np.full((12, 8, 8), 7, np.int16), incompressible,
+        ]  # fmt: skip
+        damaged = len(blocks) - 1
+        decoder = BlockDecoder()
+        for which, first, length in reads:
+            block = blocks[which]
+            chunk = np.frombuffer(block_codec.compress(block, "zstd"), np.uint8)
+            first = min(first, block.shape[-3] - 1)
+            depth = slice(first, min(first + length, block.shape[-3]))
+            target = decoder.target(block.shape, "int16", depth)
+            if which == damaged:
+                with pytest.raises(ValueError, match="not a chunk"):
+                    decoder.decode(address_of(chunk), chunk.size - 1, target, 0)
+                continue
+            target.voxels[...] = -1
+            decoder.decode(address_of(chunk), chunk.size, target, 0)
+            np.testing.assert_array_equal(target.voxels[..., depth, :, :], block[..., depth, :, :])
+
+    def test_the_half_that_nobody_asked_for_is_not_decoded(self):
+        block = np.random.default_rng(0).integers(1, 500, (2, 32, 32, 32)).astype(np.int16)
+        chunk = np.frombuffer(block_codec.compress(block, "zstd"), np.uint8)
+        decoder = BlockDecoder()
+        target = decoder.target(block.shape, "int16", slice(20, 30))
+        target.voxels[...] = -1
+        decoder.decode(address_of(chunk), chunk.size, target, 0)
+        assert (target.voxels[:, :16] == -1).all()
+        np.testing.assert_array_equal(target.voxels[:, 16:], block[:, 16:])
+
     def test_places_of_all_shapes_share_one_buffer(self):
         decoder = BlockDecoder()
         largest = decoder.target((2, 32, 32, 32), "float32")
