@@ -134,8 +134,11 @@ class Plan:
     def parts(self, count: int) -> list[Plan]:
         """The plan cut into at most `count` of about the same length."""
         step = math.ceil(len(self) / count)
-        lists = (self.sinks, self.cells, self.offsets, self.sizes, self.bases, self.checked)
-        return [Plan(*(one[begin : begin + step] for one in lists)) for begin in range(0, len(self), step)]
+        cuts = [slice(begin, begin + step) for begin in range(0, len(self), step)]
+        return [
+            Plan(self.sinks[c], self.cells[c], self.offsets[c], self.sizes[c], self.bases[c], self.checked[c])
+            for c in cuts
+        ]
 
     def add(self, sink: Sink, axes: Sequence[Sequence[Overlap]]) -> None:
         """Plan one output; blocks without bytes are filled at once.
@@ -146,7 +149,7 @@ class Plan:
         """
         table = sink.table
         box = tuple(slice(axis[0].block, axis[-1].block + 1) for axis in axes)
-        cells = list(product(*axes))
+        cells: list[Cell] = list(product(axes[0], axes[1], axes[2]))
         sizes = table.size[box].ravel()
         fields = [f[box].ravel().tolist() for f in (table.offset, table.base, sink.checked)]
         found: list[list[Any]] = [cells, *fields]
