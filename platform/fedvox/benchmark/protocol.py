@@ -161,19 +161,20 @@ class _Runner:
         self, submission: Submission, test_set: TestSetConfig
     ) -> tuple[Path | None, tuple[ShardResult, ...]]:
         """Folder of a submission's predictions for a test set (None: not submitted), and how its command ended."""
-        if not submission.command:
+        if not submission.is_run:
             return submission.predictions.get(test_set.name), ()
         if test_set.images is None:
             return None, ()
         work = self.folder(submission, test_set) / "run"
         shards = plan_shards(
             test_set.images,
-            submission.command,
+            submission.runs(),
             work,
             hidden=self._hidden(),
-            read_paths=submission.read_paths,
+            read_paths=submission.reads(),
             cases_per_shard=self.cases_per_shard,
             seconds_per_case=self.manifest.budget.seconds_per_case,
+            container=submission.container,
         )
         self.on_progress(f"running {submission.name} on {test_set.name}: {len(shards)} shards")
         results = tuple(self._run_all(shards))

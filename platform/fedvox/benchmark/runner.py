@@ -1,4 +1,4 @@
-"""Runs a submitted command on the images of a test set, in a sandbox, and collects its predictions.
+"""Runs a submitted command or container on the images of a test set, and collects its predictions.
 
     WORK/names.json            opaque name -> case; never shown to the command
     WORK/shards/0003.json      how the command ended on a shard of the cases
@@ -15,10 +15,11 @@ import random
 import secrets
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fedvox.benchmark.container import Container, Mounts, run_container
 from fedvox.benchmark.sandbox import SandboxResult, run_sandboxed
 from fedvox.benchmark.volumes import ENDINGS, list_images, write_json
 from fedvox.errors import ConfigError
@@ -40,6 +41,7 @@ class ShardTask:
         hidden: folders that it must not read.
         work: where predictions and the record go.
         timeout_s: time limit.
+        container: what is run instead of the command.
     """
 
     number: int
@@ -50,6 +52,7 @@ class ShardTask:
     hidden: tuple[Path, ...]
     work: Path
     timeout_s: float | None
+    container: Container | None = None
 
     @property
     def record(self) -> Path:
@@ -66,7 +69,7 @@ class ShardResult:
     predicted: int
     returncode: int
     seconds: float
-    peak_mib: float
+    peak_mib: float | None
     timed_out: bool
     log: str
 
@@ -80,6 +83,7 @@ def plan_shards(
     read_paths: Sequence[Path] = (),
     cases_per_shard: int = 50,
     seconds_per_case: float | None = None,
+    container: Container | None = None,
 ) -> list[ShardTask]:
     """Cut a test set into shards, under opaque names that stay the same when the run is resumed.
 
@@ -104,6 +108,7 @@ def plan_shards(
             tuple(hidden),
             work,
             None if seconds_per_case is None else _START_UP_S + seconds_per_case * len(shard),
+            container,
         )
         for number, shard in enumerate(shards)
     ]
@@ -114,7 +119,7 @@ def run_shard(task: ShardTask) -> ShardResult:
 
     Raises:
         ConfigError: references lie where the command may read.
-        RunError: this system cannot hide the references.
+        RunError: this system cannot hide the references, or cannot run containers.
     """
     if task.record.is_file():
         return ShardResult(**json.loads(task.record.read_text(encoding="utf-8")))
@@ -125,21 +130,35 @@ def run_shard(task: ShardTask) -> ShardResult:
         for name, channels in task.images.items():
             for source in channels:
                 shutil.copyfile(source, images / _renamed(source, name))
-        placed = [
-            part.replace("{images}", str(images)).replace("{output}", str(output)) for part in task.command
-        ]
-        ended = run_sandboxed(
-            placed,
-            read=[images, *task.read_paths],
-            write=[output],
-            hidden=task.hidden,
-            scratch=scratch,
-            timeout_s=task.timeout_s,
-        )
+        ended = _run(task, images, output, scratch)
         predicted = _collect(output, task)
     result = _result(task, ended, predicted)
     write_json(task.record, asdict(result))
     return result
+
+
+def _run(task: ShardTask, images: Path, output: Path, scratch: Path) -> SandboxResult:
+    if task.container is not None:
+        mounts = Mounts(images, output, task.read_paths)
+        return run_container(
+            task.container, mounts, hidden=task.hidden, scratch=scratch, timeout_s=task.timeout_s
+        )
+    folders = {"{images}": str(images), "{output}": str(output)}
+    placed = [_placed(part, folders) for part in task.command]
+    return run_sandboxed(
+        placed,
+        read=[images, *task.read_paths],
+        write=[output],
+        hidden=task.hidden,
+        scratch=scratch,
+        timeout_s=task.timeout_s,
+    )
+
+
+def _placed(part: str, folders: Mapping[str, str]) -> str:
+    for placeholder, folder in folders.items():
+        part = part.replace(placeholder, folder)
+    return part
 
 
 def _names(path: Path, cases: list[str]) -> dict[str, str]:

@@ -84,14 +84,14 @@ class SandboxResult:
     Attributes:
         returncode: its exit status; -9 for a command that was killed at the time limit.
         seconds: that it ran.
-        peak_mib: largest resident memory of one of its processes.
+        peak_mib: largest resident memory of one of its processes; None in a container, where it is not known.
         log: the end of what it printed.
         timed_out: whether the time limit ended it.
     """
 
     returncode: int
     seconds: float
-    peak_mib: float
+    peak_mib: float | None
     log: str
     timed_out: bool
 
@@ -134,7 +134,7 @@ def run_sandboxed(
         )
     system = [*map(Path, SYSTEM_READ), *(Path("/proc") / name for name in PROC_READ)]
     allowed = {"read": [*system, *_python(), *read], "write": [*write, scratch]}
-    _check_hidden(hidden, [*allowed["read"], *allowed["write"]])
+    check_hidden(hidden, [*allowed["read"], *allowed["write"]])
     devices = [str(p) for pattern in DEVICES for p in Path("/").glob(pattern.lstrip("/"))]
     rules = {
         "read": [str(p) for p in allowed["read"]],
@@ -149,7 +149,7 @@ def run_sandboxed(
     ]
     environment = {k: os.environ[k] for k in _KEPT_VARIABLES if k in os.environ}
     environment |= {"HOME": str(scratch), "TMPDIR": str(scratch), "PYTHONDONTWRITEBYTECODE": "1"}
-    return _run(launcher, environment, scratch, timeout_s)
+    return run_and_watch(launcher, environment, scratch, timeout_s)
 
 
 def _python() -> list[Path]:
@@ -160,25 +160,40 @@ def _python() -> list[Path]:
     ]
 
 
-def _check_hidden(hidden: Iterable[Path], allowed: Iterable[Path]) -> None:
+def check_hidden(hidden: Iterable[Path], allowed: Iterable[Path]) -> None:
+    """Refuse to run where an allowed path holds hidden ones, or lies among them.
+
+    Raises:
+        ConfigError: one does.
+    """
     for secret in (p.resolve() for p in hidden):
         for folder in (p.resolve() for p in allowed):
-            if secret.is_relative_to(folder):
+            if secret.is_relative_to(folder) or folder.is_relative_to(secret):
                 raise ConfigError(
-                    f"the references in {secret} lie inside {folder}, which the command may read",
+                    f"the references in {secret} lie inside {folder}, which the command may read"
+                    if secret.is_relative_to(folder)
+                    else f"{folder}, which the command may read, lies inside the references in {secret}",
                     "Move the references out of it, or do not list it in `read_paths`.",
                 )
 
 
-def _run(
-    launcher: Sequence[str], environment: dict[str, str], scratch: Path, timeout_s: float | None
+def run_and_watch(
+    command: Sequence[str], environment: dict[str, str], scratch: Path, timeout_s: float | None
 ) -> SandboxResult:
+    """Run a command in a session of its own, and tell what it cost. Whoever calls this sees to what it may read.
+
+    Args:
+        command: program and arguments.
+        environment: all of its variables.
+        scratch: its working directory; takes the log.
+        timeout_s: after which it and what it started are killed.
+    """
     log = scratch / ".log"
     start = time.perf_counter()
     timed_out = threading.Event()
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            launcher, env=environment, cwd=scratch, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
+            command, env=environment, cwd=scratch, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
             start_new_session=True,
         )  # fmt: skip
 

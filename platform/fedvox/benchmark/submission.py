@@ -1,9 +1,12 @@
-"""What a submission is: predictions, or a command that the third party runs, and what it is made of.
+"""What a submission is: predictions, or something that the third party runs, and what it is made of.
 
     submission.yaml
         name: resenc-l
         role: baseline
-        predictions: {internal: predictions/internal}      # or: command: [predict, --in, "{images}", --out, "{output}"]
+        predictions: {internal: predictions/internal}      # or one of these, which the third party runs:
+        # command: [predict, --in, "{images}", --out, "{output}"]
+        # container: {image: "team/method:1", arguments: [predict, "{images}", "{output}"]}
+        # adapter: {kind: nnunet, model: nnUNetTrainer__nnUNetPlans__3d_fullres}
         method:
           architecture: residual encoder U-Net
           parameters_millions: 102
@@ -20,13 +23,16 @@ What is not declared counts as undeclared, and the fairness checks say so.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
+from fedvox.benchmark.adapters.contract import Adapter
+from fedvox.benchmark.adapters.launch import command_of, parse_adapter, read_paths_of
+from fedvox.benchmark.container import Container
 from fedvox.benchmark.manifest import Name
 from fedvox.config import Config, load_config
-from fedvox.errors import DataError
+from fedvox.errors import ConfigError, DataError
 
 FILE_NAME = "submission.yaml"
 Component = Literal[
@@ -108,7 +114,9 @@ class Submission(Config):
         role: `baseline` where it is what others are compared with.
         predictions: test set -> folder of CASE.nii.gz.
         command: run by the third party; `{images}` and `{output}` are the folders.
-        read_paths: folders that the command may read besides the system and the images: weights, code.
+        container: run by the third party; see `fedvox.benchmark.container`.
+        adapter: a trained model, run by the third party; see `fedvox.benchmark.adapters`.
+        read_paths: folders that the command or container may read besides the system and the images: weights, code.
         method: what it is made of.
         training_list: text file with one training case a line, instead of `method.training_cases`.
         claims: components that are claimed to make it better.
@@ -123,6 +131,8 @@ class Submission(Config):
     role: Literal["method", "baseline"] = "method"
     predictions: dict[str, Path] = Field(default_factory=dict)
     command: tuple[str, ...] = ()
+    container: Container | None = None
+    adapter: SerializeAsAny[Adapter] | None = None
     read_paths: tuple[Path, ...] = ()
     method: MethodCard = MethodCard()
     training_list: Path | None = None
@@ -131,15 +141,38 @@ class Submission(Config):
     replicates: dict[str, tuple[Path, ...]] = Field(default_factory=dict)
     waivers: dict[str, Annotated[str, Field(min_length=10)]] = Field(default_factory=dict)
 
+    @field_validator("adapter", mode="before")
+    @classmethod
+    def _of_its_kind(cls, value: Any) -> Any:
+        try:
+            return parse_adapter(value) if isinstance(value, dict) else value
+        except ConfigError as error:
+            raise ValueError(error.message) from error
+
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        if bool(self.predictions) == bool(self.command):
-            raise ValueError("give either predictions or command")
+        given = [name for name in ("predictions", "command", "container", "adapter") if getattr(self, name)]
+        if len(given) != 1:
+            found = f"not {' and '.join(given)}" if given else "none is given"
+            raise ValueError(f"give one of predictions, command, container and adapter: {found}")
         if self.command and not all(
             any(p in part for part in self.command) for p in ("{images}", "{output}")
         ):
             raise ValueError("command needs {images} and {output}, where the folders are put in")
         return self
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the third party runs it, rather than being given predictions."""
+        return not self.predictions
+
+    def runs(self) -> tuple[str, ...]:
+        """The command that the sandbox runs; empty for a container."""
+        return command_of(self.adapter) if self.adapter is not None else self.command
+
+    def reads(self) -> tuple[Path, ...]:
+        """What that may read besides the system and the images."""
+        return (*self.read_paths, *(read_paths_of(self.adapter) if self.adapter is not None else ()))
 
 
 def load_submission(path: Path | str) -> Submission:
@@ -168,6 +201,8 @@ def load_submission(path: Path | str) -> Submission:
             "predictions": {name: _absolute(folder, p) for name, p in found.predictions.items()},
             "replicates": {n: tuple(_absolute(folder, p) for p in ps) for n, ps in found.replicates.items()},
             "read_paths": tuple(_absolute(folder, p) for p in found.read_paths),
+            "container": None if found.container is None else found.container.located(folder),
+            "adapter": None if found.adapter is None else found.adapter.located(folder),
             "method": method,
         }
     )

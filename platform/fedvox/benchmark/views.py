@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedvox.benchmark.analysis import TestSetAnalysis
+from fedvox.benchmark.runner import ShardResult
 from fedvox.benchmark.submission import MethodCard, Submission
 from fedvox.evaluation.metric_ids import parse
 from fedvox.evaluation.pairwise import OVERALL
@@ -190,13 +191,7 @@ def agreement_rows(result: BenchmarkResult) -> list[list[str]]:
 
 def submission_view(result: BenchmarkResult, submission: Submission) -> dict[str, Any]:
     """One submission: card, checks, runs and results."""
-    runs = []
-    for test_set, shards in result.runs.get(submission.name, {}).items():
-        cases, seconds = sum(s.cases for s in shards), sum(s.seconds for s in shards)
-        failed = sum(s.returncode != 0 for s in shards)
-        text = f"{test_set}: run by the third party in a sandbox, {seconds / cases:.1f} s a case, at most "
-        text += f"{max(s.peak_mib for s in shards):.0f} MiB of main memory"
-        runs.append(text + (f"; {failed} of {len(shards)} shards failed." if failed else "."))
+    runs = [_run(submission, *found) for found in result.runs.get(submission.name, {}).items()]
     return {
         "name": submission.name,
         "role": submission.role,
@@ -208,6 +203,16 @@ def submission_view(result: BenchmarkResult, submission: Submission) -> dict[str
         "runs": runs,
         "results": _results(result, submission.name),
     }
+
+
+def _run(submission: Submission, test_set: str, shards: Sequence[ShardResult]) -> str:
+    cases, seconds = sum(s.cases for s in shards), sum(s.seconds for s in shards)
+    failed = sum(s.returncode != 0 for s in shards)
+    where = "a container" if submission.container else "a sandbox"
+    text = f"{test_set}: run by the third party in {where}, {seconds / cases:.1f} s a case"
+    peaks = [s.peak_mib for s in shards if s.peak_mib is not None]
+    text += f", at most {max(peaks):.0f} MiB of main memory" if peaks else ""
+    return text + (f"; {failed} of {len(shards)} shards failed." if failed else ".")
 
 
 def _results(result: BenchmarkResult, name: str) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import secrets
@@ -79,13 +80,13 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def to_json(value: Mapping[str, Any], *, indent: int | None = None) -> str:
-    """JSON text. NaN becomes null, as JSON has no NaN."""
-    return json.dumps(_without_nan(value), indent=indent, allow_nan=False, ensure_ascii=False)
+    """JSON text. NaN and infinity become null, as JSON has neither."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False, ensure_ascii=False)
 
 
-def _without_nan(value: Any) -> Any:
+def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -76,9 +76,9 @@ def test_a_submission_is_predictions_or_a_command_and_says_what_it_lacks(tmp_pat
         path.write_text(yaml.safe_dump({"name": "m", **values}))
         return load_submission(path)
 
-    with pytest.raises(ConfigError, match="either predictions or command"):
+    with pytest.raises(ConfigError, match="one of predictions, command, container and adapter"):
         load()
-    with pytest.raises(ConfigError, match="either predictions or command"):
+    with pytest.raises(ConfigError, match="one of predictions, command, container and adapter"):
         load(predictions={"a": "x"}, command=["run", "{images}", "{output}"])
     with pytest.raises(ConfigError, match=r"\{output\}"):
         load(command=["run", "{images}"])
