@@ -1,0 +1,123 @@
+"""`fedvox-federation`: what a clinic, a data protection officer and a study office ask on the terminal.
+
+Results go to stdout, as text or with `--json`; everything else goes to stderr. Torch and Opacus are imported by
+the commands that need them, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+from collections.abc import Mapping
+from typing import Annotated, Any, NoReturn
+
+import click
+import typer
+
+from fedvox.errors import FedvoxError
+from fedvox_compliance.errors import ComplianceError
+
+EPILOG = (
+    "Every command takes --debug, which shows tracebacks. Exit codes: 0 done, 1 failed, 2 wrong input, "
+    "3 privacy budget exhausted, 4 unsafe model, 6 damaged ledger."
+)
+
+DeltaOption = Annotated[float, typer.Option("--delta", help="δ, at most 1 / (10 × patients).")]
+RateOption = Annotated[
+    float, typer.Option("--sample-rate", help="Probability with which each patient takes part in a step.")
+]
+StepsOption = Annotated[int, typer.Option("--steps", help="Steps in all rounds, empty ones included.")]
+AccountantOption = Annotated[str, typer.Option("--accountant", help="prv, or rdp (looser).")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write the result as JSON.")]
+
+
+def new_app(help_text: str) -> typer.Typer:
+    """A group of commands that behaves like every other one here."""
+    return typer.Typer(
+        help=help_text,
+        epilog=EPILOG,
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+
+
+app = new_app("Federated fine-tuning under differential privacy.")
+
+
+@app.callback()
+def _root() -> None:
+    pass
+
+
+@app.command("epsilon")
+def _epsilon(
+    noise_multiplier: Annotated[
+        float, typer.Option("--noise-multiplier", help="Noise, in units of the clipping norm.")
+    ],
+    sample_rate: RateOption,
+    steps: StepsOption,
+    delta: DeltaOption,
+    accountant: AccountantOption = "prv",
+    as_json: JsonOption = False,
+) -> None:
+    """What training costs: ε, as an upper bound."""
+    from fedvox_federation.privacy.accountant import check_accountant, epsilon
+
+    check_accountant(accountant)
+    spent = epsilon(noise_multiplier, sample_rate, steps, delta, accountant=accountant)  # type: ignore[arg-type]
+    emit({"epsilon": spent, "delta": delta}, f"ε = {spent:.4g} at δ = {delta:g}", as_json=as_json)
+
+
+@app.command("noise")
+def _noise(
+    epsilon: Annotated[float, typer.Option("--epsilon", help="The promised ε.")],
+    delta: DeltaOption,
+    sample_rate: RateOption,
+    steps: StepsOption,
+    accountant: AccountantOption = "prv",
+    as_json: JsonOption = False,
+) -> None:
+    """How much noise a promise needs: the least noise multiplier."""
+    from fedvox_federation.privacy.accountant import check_accountant, noise_multiplier
+
+    check_accountant(accountant)
+    found = noise_multiplier(epsilon, delta, sample_rate, steps, accountant=accountant)  # type: ignore[arg-type]
+    emit({"noise_multiplier": found}, f"noise multiplier {found:.4g}", as_json=as_json)
+
+
+def emit(value: Mapping[str, Any], text: str, *, as_json: bool) -> None:
+    """Write a result to stdout. Infinity is `null` in JSON, which knows no infinity."""
+    if not as_json:
+        print(text)
+        return
+    finite = {
+        key: None if isinstance(item, float) and not math.isfinite(item) else item
+        for key, item in value.items()
+    }
+    print(json.dumps(finite, ensure_ascii=False, indent=1, allow_nan=False))
+
+
+def main() -> NoReturn:
+    """Entry point of the `fedvox-federation` command."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(message)s")
+    try:
+        code = typer.main.get_command(app).main(
+            arguments, prog_name="fedvox-federation", standalone_mode=False
+        )
+    except (FedvoxError, ComplianceError) as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)
