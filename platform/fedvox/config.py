@@ -91,6 +91,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path} is not valid YAML: {' '.join(str(error).split())}", "Mend its syntax."
         ) from None
+    except OSError as error:  # a folder, or not ours to read
+        raise ConfigError(
+            f"configuration file {path} cannot be read: {error.strerror}",
+            "Give a YAML file that you may read.",
+        ) from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -109,7 +114,9 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         )
     node = values
     for key in keys[:-1]:
-        child = node.setdefault(key, {})
+        if node.get(key) is None:  # `data:` with nothing below it
+            node[key] = {}
+        child = node[key]
         if not isinstance(child, dict):
             raise ConfigError(
                 f"override {override!r}: {key} is a value, not a group of fields", "Shorten the path."

@@ -78,6 +78,16 @@ def test_a_missing_file_lists_the_files_there(tmp_path):
         load_config(PretrainConfig, tmp_path / "dmo.yaml")
 
 
+def test_a_folder_in_the_place_of_a_file_is_one_clear_error(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(PretrainConfig, tmp_path)
+
+
+def test_a_section_with_nothing_below_it_takes_overrides(tmp_path):
+    (tmp_path / "a.yaml").write_text("data:\n")
+    assert load_config(PretrainConfig, tmp_path / "a.yaml", ["data.store=/s"]).data.store == "/s"
+
+
 def test_the_resolved_configuration_reads_back_as_itself(tmp_path):
     found = load_config(
         PretrainConfig, None, ["optimizer.lr=3e-4", "compute.num_workers=[1, 2]", "data.cache={}"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -31,6 +32,8 @@ from fedvox.data.store_writer import StoreWriter
 from fedvox.errors import DataError, StorageError
 from fedvox.storage import Location, call_with_retry, exists, locate, read_bytes, write_atomic
 from fedvox.storage.retry import DEFAULT_RETRY
+
+log = logging.getLogger(__name__)
 
 UNLABELLED = "unlabelled"
 _VERSION = 1  # of what the functions here compute: a change makes them do finished cases again
@@ -297,11 +300,17 @@ class _Note:
     def read(self) -> tuple[CaseFingerprint, tuple[DataError, ...]] | None:
         if not exists(self.location):
             return None
-        kept = json.loads(read_bytes(self.location))
-        if kept["signature"] != self.signature:
+        try:
+            kept = json.loads(read_bytes(self.location))
+            if kept["signature"] != self.signature:
+                return None
+            warnings = tuple(
+                DataError(w["message"], code=w["code"], file=w["file"]) for w in kept["warnings"]
+            )
+            return CaseFingerprint.from_dict(kept["fingerprint"]), warnings
+        except (ValueError, KeyError, TypeError) as error:
+            log.warning("%s: is damaged (%r); the case is measured again", self.location.uri, error)
             return None
-        warnings = tuple(DataError(w["message"], code=w["code"], file=w["file"]) for w in kept["warnings"])
-        return CaseFingerprint.from_dict(kept["fingerprint"]), warnings
 
     def write(self, fingerprint: CaseFingerprint, warnings: tuple[DataError, ...]) -> None:
         kept = {

@@ -187,7 +187,11 @@ class StoreMeta:
 
     @classmethod
     def from_json(cls, data: bytes) -> StoreMeta:
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: the data are not what `to_json` writes.
+        """
         fields = json.loads(data)
         spacing = fields["spacing_mm"]
         return cls(

@@ -12,6 +12,7 @@ until it is asked for.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -29,14 +30,13 @@ from fedvox.data.intensity import CaseIntensity, ChannelIntensity
 from fedvox.data.ranges import ByteSource, RemoteFile
 from fedvox.data.records import (
     LIGHT_COLUMNS,
-    SCHEMA_VERSION,
     CaseRecord,
     StoreMeta,
     intensity_from_rows,
 )
-from fedvox.data.store_writer import MANIFEST_FILE, STORE_FILE, StoreWriter
-from fedvox.errors import DamagedCase, DataError
-from fedvox.storage import Backend, Location, call_with_retry, exists, locate, open_file, read_bytes
+from fedvox.data.store_writer import MANIFEST_FILE, STORE_FILE, StoreWriter, read_meta
+from fedvox.errors import DamagedCase, DataError, StorageError
+from fedvox.storage import Backend, Location, call_with_retry, exists, locate, open_file
 
 __all__ = ["BrickStore", "CaseIntensity", "CaseRecord", "ChannelIntensity", "StoreMeta", "StoreWriter"]
 
@@ -104,13 +104,14 @@ class BrickStore:
                 "Check the path, or run the ingest until it reports that it has finished.",
                 code="no_store",
             )
-        meta = StoreMeta.from_json(read_bytes(location.child(STORE_FILE)))
-        if meta.schema_version > SCHEMA_VERSION:
-            raise DataError(
-                f"{uri}: has schema version {meta.schema_version}, newer than {SCHEMA_VERSION}",
-                "Upgrade fedvox.",
+        meta = read_meta(location.child(STORE_FILE))
+        manifest = _read_manifest(location.child(MANIFEST_FILE))
+        unknown = set(manifest["label_set"].chunk(0).dictionary.to_pylist()) - set(meta.label_sets)
+        if unknown:
+            raise _damaged_manifest(
+                location.child(MANIFEST_FILE), f"label sets {sorted(unknown)} are unknown"
             )
-        return cls(location, meta, _read_manifest(location.child(MANIFEST_FILE)), cache=cache)
+        return cls(location, meta, manifest, cache=cache)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.location, self.meta, self._manifest, self._cache)
@@ -278,10 +279,27 @@ def _read_manifest(location: Location) -> pa.Table:
         file = _open_manifest(location)
         table = call_with_retry(lambda: file.read(columns=list(LIGHT_COLUMNS)), location.uri)
     except pa.ArrowInvalid as error:
-        raise DataError(
-            f"{location.uri}: is not a readable Parquet file ({error})", "Run the ingest again to rewrite it."
-        ) from error
+        raise _damaged_manifest(location, str(error)) from error
+    except StorageError as error:
+        # pyarrow tells of damage inside a Parquet file as it tells of a server that fails: as an OSError
+        if isinstance(error.__cause__, FileNotFoundError) or _PARQUET_DAMAGE.search(error.message):
+            raise _damaged_manifest(location, str(error.__cause__)) from error
+        raise
+    lacking = [name for name in LIGHT_COLUMNS if name not in table.column_names]
+    if lacking or not table.num_rows:
+        raise _damaged_manifest(location, f"it lacks {', '.join(lacking)}" if lacking else "it has no rows")
     return table.unify_dictionaries().combine_chunks()
+
+
+_PARQUET_DAMAGE = re.compile(r"thrift|page header|[Dd]ecompress|ZSTD|[Cc]orrupt|Unexpected end")
+
+
+def _damaged_manifest(location: Location, found: str) -> DataError:
+    return DataError(
+        f"{location.uri}: is missing or not a readable Parquet manifest ({' '.join(found.split())})",
+        "Run the ingest again to rewrite it; it keeps the cases that are done.",
+        code="damaged_store",
+    )
 
 
 def _codes(column: pa.ChunkedArray) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import re
 import tempfile
 from collections.abc import Iterable
@@ -19,7 +21,7 @@ import fedvox
 from fedvox.data.bricks import CaseFileInfo, CaseHeader, Codec, write_case
 from fedvox.data.foreground import count_structures
 from fedvox.data.intensity import CaseIntensity, measure_intensity
-from fedvox.data.records import MANIFEST_SCHEMA, CaseRecord, StoreMeta
+from fedvox.data.records import MANIFEST_SCHEMA, SCHEMA_VERSION, CaseRecord, StoreMeta
 from fedvox.errors import DataError
 from fedvox.storage import (
     Backend,
@@ -31,6 +33,8 @@ from fedvox.storage import (
     upload_file,
     write_atomic,
 )
+
+log = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, Any]
 
@@ -80,7 +84,7 @@ class StoreWriter:
         location = locate(uri, backend=backend)
         draft = location.child(DRAFT_FILE)
         if exists(draft):
-            found = StoreMeta.from_json(read_bytes(draft))
+            found = read_meta(draft)
             if found.identity != meta.identity:
                 raise DataError(
                     f"{uri}: holds a store of other channels, modality or structures ({found.name!r})",
@@ -101,7 +105,11 @@ class StoreWriter:
         location = self._record(case_id)
         if not exists(location):
             return None
-        record = CaseRecord.from_json(read_bytes(location))
+        try:
+            record = CaseRecord.from_json(read_bytes(location))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("%s: is damaged (%r); the case is done again", location.uri, error)
+            return None
         return record if origin is None or record.origin == origin else None
 
     def add_case(
@@ -244,6 +252,33 @@ class StoreWriter:
             return None
         beyond = label[(label >= len(self.meta.structures)) & (label != self.meta.ignore_index)]
         return int(beyond.max()) if beyond.size else None
+
+
+def read_meta(location: Location) -> StoreMeta:
+    """What a store says of itself.
+
+    Args:
+        location: of its `store.json`, or of the draft of it.
+
+    Raises:
+        DataError: the file is damaged, or comes from a newer version.
+        StorageError: missing, forbidden, or unreachable.
+    """
+    data = read_bytes(location)
+    try:
+        version = int(json.loads(data)["schema_version"])
+        if version > SCHEMA_VERSION:
+            raise DataError(
+                f"{location.uri}: has schema version {version}, newer than {SCHEMA_VERSION}",
+                "Upgrade fedvox.",
+            )
+        return StoreMeta.from_json(data)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{location.uri}: is damaged ({error!r})",
+            "Delete this file and run the ingest again; it keeps the cases that are done.",
+            code="damaged_store",
+        ) from error
 
 
 def manifest_bytes(records: Iterable[CaseRecord]) -> bytes:

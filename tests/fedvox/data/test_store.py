@@ -279,6 +279,58 @@ class TestWhatIsRefused:
         with pytest.raises(DataError, match=r"manifest\.parquet"):
             BrickStore.open(uri)
 
+    @pytest.mark.parametrize(
+        "text", [b'{"name":', b"{}", b"[1]", b'{"schema_version": 1, "spacing_mm": 3}', b"\xff"]
+    )
+    def test_a_damaged_description_is_named_with_its_remedy(self, uri, text):
+        writer = StoreWriter.create(uri, META)
+        add(writer, "c")
+        writer.finish()
+        write_atomic(locate(uri).child("store.json"), text)
+        with pytest.raises(DataError, match=r"store\.json: is damaged.*\n.*run the ingest again"):
+            BrickStore.open(uri)
+        write_atomic(locate(uri).child("store.draft.json"), text)
+        with pytest.raises(DataError, match=r"store\.draft\.json: is damaged"):
+            StoreWriter.create(uri, META)
+
+    @pytest.mark.parametrize("place", [slice(40, 300), slice(-200, -60)], ids=["pages", "footer"])
+    def test_a_manifest_damaged_inside_is_not_taken_for_a_server_out_of_reach(self, uri, place):
+        writer = StoreWriter.create(uri, META)
+        add(writer, "c")
+        writer.finish()
+        manifest = locate(uri).child(MANIFEST_FILE)
+        data = bytearray(read_bytes(manifest))
+        data[place] = bytes(byte ^ 0x5A for byte in data[place])
+        write_atomic(manifest, bytes(data))
+        with pytest.raises(DataError, match=r"manifest\.parquet.*\n.*Run the ingest again"):
+            BrickStore.open(uri)
+
+    def test_a_manifest_of_other_columns_or_label_sets_or_none_at_all(self, uri):
+        writer = StoreWriter.create(uri, META)
+        add(writer, "c")
+        writer.finish()
+        manifest = locate(uri).child(MANIFEST_FILE)
+        table = pq.read_table(manifest.local_path)
+        pq.write_table(table.drop_columns(["shape"]), manifest.local_path)
+        with pytest.raises(DataError, match="lacks shape"):
+            BrickStore.open(uri)
+        pq.write_table(table, manifest.local_path)
+        writer.finish(replace(META, label_sets={"other": (0,)}))
+        with pytest.raises(DataError, match=r"label sets \['all'\] are unknown"):
+            BrickStore.open(uri)
+        delete(manifest)
+        with pytest.raises(DataError, match=r"manifest\.parquet: is missing"):
+            BrickStore.open(uri)
+
+    def test_a_damaged_record_counts_as_a_case_to_do_again(self, uri):
+        writer = StoreWriter.create(uri, META)
+        add(writer, "c")
+        write_atomic(locate(uri).child("records", "c.json"), b'{"case_id": "c", ')
+        assert writer.finished("c") is None
+        add(writer, "c")
+        writer.finish()
+        assert BrickStore.open(uri).record(0).case_id == "c"
+
     def test_a_missing_folder_and_a_missing_bucket(self, tmp_path, s3_server):
         with pytest.raises(DataError, match="no finished store"):
             BrickStore.open(str(tmp_path / "nothing"))
