@@ -158,6 +158,8 @@ class CheckpointStore:
                         step, error)  # fmt: skip
             self._discard(folder)
             return False
+        if self.writer.rank == 0:
+            self._prune()
         return True
 
     def _commit(self, step: int, folder: Location, meta: dict[str, Any]) -> None:
@@ -165,7 +167,6 @@ class CheckpointStore:
         shards = {name: self._await_shard(folder.child(f"{name}.json"), step) for name in names}
         commit = {"schema": SCHEMA, "step": step, "shards": shards, "meta": meta}
         storage.write_atomic(folder.child(COMMIT), json.dumps(commit, indent=1).encode())
-        self._prune()
 
     def _await_shard(self, sidecar: Location, step: int) -> Any:
         deadline = time.monotonic() + self.commit_timeout_s
@@ -187,13 +188,16 @@ class CheckpointStore:
                 log.debug("leftover %s stays: %s", leftover.uri, error)
 
     def _prune(self) -> None:
-        committed = self.committed_steps()
-        oldest_kept = committed[-self.keep :][0]
-        for folder in _step_folders(self.root):
-            if _step_of(folder) < oldest_kept:
-                # The commit goes first: a half-deleted checkpoint must not look whole.
-                storage.delete(self.root.child(folder, COMMIT))
-                storage.delete_folder(self.root.child(folder))
+        """Deletes what is too old; a failure only costs space, above all not the checkpoint just committed."""
+        try:
+            committed = self.committed_steps()
+            for folder in _step_folders(self.root):
+                if committed and _step_of(folder) < committed[-self.keep :][0]:
+                    # The commit goes first: a half-deleted checkpoint must not look whole.
+                    storage.delete(self.root.child(folder, COMMIT))
+                    storage.delete_folder(self.root.child(folder))
+        except (FedvoxError, OSError) as error:
+            log.warning("old checkpoints in %s could not be deleted: %s", self.root.uri, error)
 
     # Reading
 
@@ -222,17 +226,34 @@ def load_latest(root: Location) -> Snapshot | None:
         except CheckpointError as error:
             log.warning("%s. The checkpoint before it is tried.", error.message)
     if steps:
-        raise CheckpointError(
-            f"{root.uri}: all {len(steps)} committed checkpoints are damaged",
-            "Restore one of them from a backup, or start a run of another name.",
-        )
+        raise _all_damaged(root, len(steps))
     return None
 
 
 def newest_meta(root: Location) -> dict[str, Any] | None:
-    """What the newest committed checkpoint says of itself, without its tensors; None if there is none."""
+    """What the newest readable commit says of its checkpoint, without the tensors; None if there is none.
+
+    Raises:
+        CheckpointError: checkpoints were committed, but no commit is readable.
+    """
     steps = committed_steps(root)
-    return _read_commit(root.child(step_name(steps[-1])))["meta"] if steps else None
+    for step in reversed(steps):
+        try:
+            meta: dict[str, Any] = _read_commit(root.child(step_name(step)))["meta"]
+        except CheckpointError as error:
+            log.warning("%s. The checkpoint before it is tried.", error.message)
+        else:
+            return meta
+    if steps:
+        raise _all_damaged(root, len(steps))
+    return None
+
+
+def _all_damaged(root: Location, count: int) -> CheckpointError:
+    return CheckpointError(
+        f"{root.uri}: all {count} committed checkpoints are damaged",
+        "Restore one of them from a backup, or start a run of another name.",
+    )
 
 
 def _read_commit(folder: Location) -> dict[str, Any]:

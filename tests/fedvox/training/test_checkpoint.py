@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedvox import storage
-from fedvox.errors import CheckpointError
+from fedvox.errors import CheckpointError, StorageError
 from fedvox.storage import locate
 from fedvox.training.checkpoint import (
     COMMIT,
@@ -19,6 +19,7 @@ from fedvox.training.checkpoint import (
     assign_shards,
     committed_steps,
     load_latest,
+    newest_meta,
     step_name,
 )
 from fedvox.training.state import restore, state_tensors
@@ -117,6 +118,35 @@ def test_only_the_newest_are_kept_and_never_fewer(tmp_path):
     one.close()
     assert committed_steps(locate(tmp_path)) == [4, 5]
     assert sorted(path.name for path in tmp_path.iterdir()) == [step_name(4), step_name(5)]
+
+
+def test_old_checkpoints_that_cannot_be_deleted_cost_space_not_the_new_one(tmp_path, caplog, monkeypatch):
+    """A bucket whose policy allows writing and forbids deleting, say."""
+    one = store(tmp_path, keep=1)
+    assert one.save(snapshot(1), wait=True)
+
+    def forbidden(location, **_):
+        raise StorageError(f"{location.uri}: access is denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "delete_folder", forbidden)
+        assert one.save(snapshot(2, 5.0), wait=True)
+    one.close()
+    assert "could not be deleted" in caplog.text
+    assert "was not written" not in caplog.text
+    assert same(load_latest(locate(tmp_path)).tensors, snapshot(2, 5.0).tensors)
+
+
+def test_the_driver_looks_past_a_damaged_commit_as_the_workers_do(tmp_path):
+    one = store(tmp_path)
+    for step in (1, 2):
+        one.save(snapshot(step), wait=True)
+    one.close()
+    (tmp_path / step_name(2) / COMMIT).write_text("{")
+    assert newest_meta(locate(tmp_path)) == {"progress": {"step": 1}}
+    (tmp_path / step_name(1) / COMMIT).write_text("{")
+    with pytest.raises(CheckpointError, match="all 2 committed checkpoints are damaged"):
+        newest_meta(locate(tmp_path))
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "commit"])
