@@ -25,6 +25,7 @@ COMMANDS: dict[str, str] = {
     "demo": "Pretrain on the embedded MNI152 brain through a local Ray, and look at the result.",
     "doctor": "Check this machine: versions, devices, Ray, storage, what each environment variable does.",
     "evaluate": "Score a folder of predictions against references; nothing missing is dropped.",
+    "finetune": "Fine-tune pretrained weights on a brick store with other channels, classes or patch.",
     "ingest": "Turn raw volumes (nnU-Net, Decathlon, manifest) into a brick store.",
     "models": "List the backbones with their parameter counts.",
     "plan": "Plan spacing, patch, batch and topology for a data set and a memory, with reasons.",

@@ -10,6 +10,7 @@
     └── RunError                the work itself failed; exit code 1
         ├── DamagedCase         a stored case fails its checksum
         ├── NonFiniteLoss       training diverged
+        ├── OutOfMemory         a training step does not fit into memory
         └── Preempted           stopped by a signal after writing a checkpoint; exit code 143
 
 Commands print `message` and `remedy` and leave with `exit_code`; there is no traceback without `--debug`.
@@ -85,6 +86,20 @@ class DamagedCase(RunError):
 
 class NonFiniteLoss(RunError):
     """The loss became NaN or infinite."""
+
+
+class OutOfMemory(RunError):
+    """A training step does not fit into a worker's memory.
+
+    Args:
+        message: see `FedvoxError`.
+        remedy: see `FedvoxError`.
+        restart: whether starting the workers again may help.
+    """
+
+    def __init__(self, message: str, remedy: str = "", *, restart: bool = False) -> None:
+        super().__init__(message, remedy)
+        self.restart = restart
 
 
 class Preempted(RunError):

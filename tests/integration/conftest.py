@@ -79,7 +79,9 @@ def cluster_environment():
 
 
 class Pretraining:
-    """A pretraining as a user runs it, in a process of its own."""
+    """A pretraining (or another training: see `job`) as a user runs it, in a process of its own."""
+
+    job = "jobs/pretrain.py"
 
     def __init__(self, folder, store, cluster, **values):
         self.folder = Path(folder)
@@ -115,7 +117,7 @@ class Pretraining:
     def command(self, *more):
         path = self.folder / f"{self.config['name']}.yaml"
         path.write_text(yaml.safe_dump(self.config))
-        return [sys.executable, "jobs/pretrain.py", "--config", str(path), *more]
+        return [sys.executable, self.job, "--config", str(path), *more]
 
     def run(self, *more, expect=0, timeout=300):
         done = subprocess.run(

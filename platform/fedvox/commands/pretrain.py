@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -26,29 +27,33 @@ class Resume(StrEnum):
     must = "must"
 
 
+ConfigFile = Annotated[Path | None, typer.Option(help="YAML file; what it leaves out has its default.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override, e.g. --set optimizer.lr=3e-4 (repeatable).")
+]
+ResumeChoice = Annotated[
+    Resume,
+    typer.Option(
+        help="auto: go on where the run stopped; must: fail without a checkpoint; never: fail with one."
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Print the plan (steps, memory, data volume, hours) and start nothing."),
+]
+HardwareName = Annotated[
+    str, typer.Option(help="What --dry-run estimates for: a100-80gb, h100-80gb, …, cpu-core.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
+
+
 def pretrain(
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file; what it leaves out has its default.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Override, e.g. --set optimizer.lr=3e-4 (repeatable).")
-    ] = None,
-    resume: Annotated[
-        Resume,
-        typer.Option(
-            help="auto: go on where the run stopped; must: fail without a checkpoint; never: fail with one."
-        ),
-    ] = Resume.auto,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="Print the plan (steps, memory, data volume, hours) and start nothing."
-        ),
-    ] = False,
-    hardware: Annotated[
-        str, typer.Option(help="What --dry-run estimates for: a100-80gb, h100-80gb, …, cpu-core.")
-    ] = "a100-80gb",
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")] = False,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    resume: ResumeChoice = Resume.auto,
+    dry_run: DryRun = False,
+    hardware: HardwareName = "a100-80gb",
+    as_json: AsJson = False,
 ) -> None:
     """Pretrains a segmentation backbone on a brick store, or resumes where a run stopped.
 
@@ -61,15 +66,20 @@ def pretrain(
     """
     found = load_config(PretrainConfig, config, set_ or [])
     if dry_run:
-        _show_plan(found, hardware, as_json)
-        return
+        show_plan(found, hardware, as_json)
+    else:
+        start(found, resume, as_json)
+
+
+def start(config: PretrainConfig, resume: Resume, as_json: bool) -> None:
+    """Runs or resumes a training, and prints what came out."""
     from fedvox.training.ray_shell import run  # ray and torch
     from fedvox.training.run_directory import RunDirectory
 
-    directory = RunDirectory.of(found)
+    directory = RunDirectory.of(config)
     _check_resume(directory, resume)
     print(f"run directory: {directory.location.uri}", flush=True)
-    outcome = run(found)
+    outcome = run(config)
     print(
         json.dumps({"run_directory": directory.location.uri, **outcome})
         if as_json
@@ -93,14 +103,16 @@ def _check_resume(directory: RunDirectory, resume: Resume) -> None:
         )
 
 
-def _show_plan(config: PretrainConfig, hardware: str, as_json: bool) -> None:
+def show_plan(
+    config: PretrainConfig, hardware: str, as_json: bool, more: Mapping[str, object] | None = None
+) -> None:
+    """Prints what `--dry-run` promises; `more` goes into the JSON."""
     from fedvox.training.estimate import describe, plan  # torch
 
     found = plan(config, hardware)
     if as_json:
-        print(
-            json.dumps({"schema": "fedvox.plan/1", **asdict(found), "config": config.model_dump(mode="json")})
-        )
+        told = {"schema": "fedvox.plan/1", **asdict(found), "config": config.model_dump(mode="json")}
+        print(json.dumps({**told, **(more or {})}))
     else:
         print(to_yaml(config))
         print(describe(found))

@@ -92,7 +92,7 @@ def explained_memory_errors(
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         need = sum(band_bytes(grid, num_classes, config) for grid in grids) / GIB
         patch = grids[0].patch_size
@@ -105,7 +105,8 @@ def explained_memory_errors(
         ) from error
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch or of Python says that memory ran out, on a GPU or not."""
     is_plain = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return is_plain or any(text in str(error) for text in _OUT_OF_MEMORY)
 

@@ -78,6 +78,31 @@ def build_from_config(config: Any) -> Backbone:
     )
 
 
+def nearest_size(config: Any) -> tuple[str, dict[str, Any]]:
+    """The named size that a config is most like, and the fields in which it differs.
+
+    Args:
+        config: a backbone's config dataclass, such as `recognition.config_of` reads off a checkpoint.
+
+    Returns:
+        Name and overrides, without channels, classes and deep supervision: with those, `build_model` builds the same
+        network again.
+    """
+    apart = {"in_channels", "classes", "deep_supervision"}
+    candidates = []
+    for kind, _, sizes in _ARCHITECTURES.values():
+        for name, size in sizes.items() if isinstance(config, kind) else ():
+            values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+            changes = {k: v for k, v in values.items() if k not in apart and v != getattr(size, k)}
+            candidates.append((len(changes), name, changes))
+    if not candidates:
+        raise ConfigError(
+            f"{type(config).__name__} is not the config of a backbone", "use model_config(name, ...)"
+        )
+    _, name, changes = min(candidates, key=lambda candidate: candidate[0])
+    return name, changes
+
+
 def describe(model: Backbone) -> dict[str, Any]:
     """The architecture and config of a model as plain data that JSON can hold."""
     for family, (kind, _, _) in _ARCHITECTURES.items():

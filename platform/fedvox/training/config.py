@@ -15,10 +15,13 @@ from pydantic import Field, field_validator, model_validator
 
 from fedvox.config import Config
 from fedvox.data.augment_config import AugmentConfig
+from fedvox.training.phases import PARTS, Phase
 
 Size3 = tuple[int, int, int]
 
-RESUME_INVARIANT = ("seed", "data", "model", "optimizer", "augment", "global_batch_size", "loss")
+RESUME_INVARIANT = (
+    "seed", "data", "model", "optimizer", "augment", "global_batch_size", "loss", "init_from", "transfer", "schedule",
+)  # fmt: skip
 """Sections that must be equal when a run is resumed: they decide what is learnt, and from which samples."""
 
 
@@ -145,6 +148,8 @@ class ComputeSection(Config):
     num_workers: int | tuple[int, int] = 1
     """Ray Train workers; (min, max) is elastic; 0 trains in this process without Ray, for debugging."""
     use_gpu: Literal["auto", "yes", "no"] = "auto"
+    gpu_wait_s: float = Field(300.0, ge=0)
+    """How long `use_gpu: yes` waits for a cluster that grows on demand to get its first GPU."""
     cpus_per_worker: float = Field(1.0, gt=0)
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 autocast on GPUs, fp32 on CPUs."""
@@ -205,3 +210,26 @@ class PretrainConfig(Config):
                 f"({self.compute.max_workers}): every worker needs a sample"
             )
         return self
+
+    def phases(self) -> tuple[Phase, ...]:
+        """Stretches of the run that train the same parts: here a single one, of everything."""
+        return (joint_phase(self.optimizer, 0, self.steps),)
+
+    @property
+    def layer_decay(self) -> float:
+        """Factor of the learning rate per layer of distance from the heads; 1 for the same rate everywhere."""
+        return 1.0
+
+
+def joint_phase(
+    optimizer: OptimizerSection, start: int, end: int, *, parts: tuple[str, ...] = PARTS
+) -> Phase:
+    """The phase that an optimiser's section describes, from step `start` up to `end`, excluded."""
+    return Phase(
+        start=start,
+        steps=end - start,
+        parts=parts,
+        lr=optimizer.lr,
+        warmup_steps=optimizer.warmup_steps,
+        power=optimizer.power,
+    )

@@ -24,7 +24,7 @@ from fedvox import storage
 from fedvox.data.loader import Batch
 from fedvox.errors import CheckpointNotWritten, FedvoxError, NonFiniteLoss, Preempted, StorageError
 from fedvox.training.config import PretrainConfig
-from fedvox.training.optimizer import learning_rate, set_learning_rate
+from fedvox.training.memory import explained_out_of_memory
 from fedvox.training.preemption import PreemptionWatch
 from fedvox.training.release import write_release
 from fedvox.training.session import Session, model_info, open_session
@@ -119,15 +119,17 @@ class _Loop:
     def step(self, batch: Batch) -> None:
         session, config, progress = self.session, self.session.config, self.session.progress
         began = time.monotonic()
-        lr = learning_rate(config.optimizer, progress.step, config.steps)
-        set_learning_rate(session.optimizer, lr)
+        lr = session.begin_step()
         # Dropout and drop path, too, must not depend on how often the run was interrupted.
         torch.manual_seed((config.seed * 1_000_003 + progress.step) * 4099 + session.world.rank)
         weight = batch.image.shape[0] * session.world.size / config.global_batch_size
-        result = train_step(
-            session.model, batch, session.loss_fn, session.optimizer,
-            grad_clip=config.optimizer.grad_clip, weight=weight, autocast=session.autocast,
-        )  # fmt: skip
+        every = config.checkpoint.every_steps
+        further = progress.step // every > self.first_step // every
+        with explained_out_of_memory(config, session.network, session.world, restart=further):
+            result = train_step(
+                session.model, batch, session.loss_fn, session.optimizer,
+                grad_clip=config.optimizer.grad_clip, weight=weight, autocast=session.autocast,
+            )  # fmt: skip
         stop = self.watch is not None and self.watch.should_stop(self._stop_requested)
         shared = session.world.sum(
             torch.stack([result.loss.double(), result.loss.new_tensor(float(stop)).double()])
@@ -216,7 +218,7 @@ class _Loop:
             return
         provenance = {
             "run": session.config.name, "step": progress.step, "seed": session.config.seed,
-            "store": session.store.meta.name, "ema_dice": progress.ema_dice,
+            "store": session.store.meta.name, "ema_dice": progress.ema_dice, "init_from": session.config.init_from,
             "dice": self.validated.per_structure if self.validated else None,
         }  # fmt: skip
         write_release(

@@ -6,7 +6,8 @@ Weight decay is applied to convolution and linear weights only: biases, normalis
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -15,13 +16,29 @@ from torch.optim import Optimizer
 from fedvox.training.config import OptimizerSection
 
 
-def learning_rate(config: OptimizerSection, step: int, steps: int) -> float:
+class RateShape(Protocol):
+    """What a learning-rate schedule is described by; an optimiser's section or a phase of a run."""
+
+    @property
+    def lr(self) -> float:
+        """Peak."""
+
+    @property
+    def warmup_steps(self) -> int:
+        """Linear warm-up."""
+
+    @property
+    def power(self) -> float:
+        """Of the polynomial decay."""
+
+
+def learning_rate(config: RateShape, step: int, steps: int) -> float:
     """Learning rate of one step: linear warm-up to `config.lr`, then `(1 - progress)^power`.
 
     Args:
-        config: the optimiser's section.
+        config: the optimiser's section, or a phase.
         step: 0-based step, `0 <= step < steps`.
-        steps: length of the whole run.
+        steps: length of the whole run, or of the phase.
     """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
@@ -35,12 +52,27 @@ def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
-def build_optimizer(config: OptimizerSection, model: nn.Module) -> Optimizer:
-    """The optimiser of `config` over the trainable parameters of `model`."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+def build_optimizer(
+    config: OptimizerSection, model: nn.Module, scales: Mapping[str, float] | None = None
+) -> Optimizer:
+    """The optimiser of `config` over the trainable parameters of `model`.
+
+    Args:
+        config: its section.
+        model: none of its parts frozen for a phase.
+        scales: factors of the learning rate by parameter name; 1 where there is none.
+    """
+    scales = scales or {}
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    parameters = [p for _, p in named]
     groups = [
-        {"params": [p for p in parameters if _is_weight(p)], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if not _is_weight(p)], "weight_decay": 0.0},
+        {
+            "params": [p for name, p in named if _is_weight(p) == weights and scales.get(name, 1.0) == scale],
+            "weight_decay": config.weight_decay if weights else 0.0,
+            "lr_scale": scale,
+        }
+        for scale in sorted({scales.get(name, 1.0) for name, _ in named}, reverse=True)
+        for weights in (True, False)
     ]
     groups = [group for group in groups if group["params"]]
     if config.name == "sgd":

@@ -27,16 +27,26 @@ import ray.train
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from fedvox import storage
 from fedvox.config import to_yaml
-from fedvox.errors import CheckpointNotWritten, FedvoxError, NonFiniteLoss, Preempted, RunError
+from fedvox.errors import (
+    CheckpointNotWritten,
+    ConfigError,
+    FedvoxError,
+    NonFiniteLoss,
+    OutOfMemory,
+    Preempted,
+    RunError,
+)
 from fedvox.training.checkpoint import newest_meta
 from fedvox.training.config import PretrainConfig, expand
+from fedvox.training.finetune import TRANSFER_FILE
 from fedvox.training.loop import train
 from fedvox.training.preemption import PreemptionWatch
 from fedvox.training.run_directory import RunDirectory, environment
-from fedvox.training.session import build_network, check_architecture, open_data
+from fedvox.training.session import check_architecture, fill_network, new_network, open_data
 from fedvox.training.world import World
 
 log = logging.getLogger(__name__)
@@ -74,14 +84,21 @@ def check(config: PretrainConfig, directory: RunDirectory) -> None:
     """
     directory.check_resumable(config)
     store, _ = open_data(config.data)
-    build_network(config, store)
+    network = new_network(config, len(store.meta.channel_names), len(store.meta.structures))
     newest = newest_meta(directory.checkpoints)
     if newest is not None:
         check_architecture(config, store, newest, directory)
+        return
+    transferred = fill_network(config, network, store)
+    if transferred is not None:
+        log.info("%s", transferred)
+        directory.write_json(transferred.as_dict(), TRANSFER_FILE)
 
 
 def run_in_process(config: PretrainConfig, directory: RunDirectory) -> None:
     """The same training without Ray, for a debugger."""
+    if config.compute.use_gpu == "yes" and not torch.cuda.is_available():
+        raise _no_gpu("this machine has none that PyTorch can use")
     device = torch.device("cuda" if _use_gpu(config, torch.cuda.is_available()) else "cpu")
     if config.compute.torch_threads is not None:
         torch.set_num_threads(config.compute.torch_threads)
@@ -118,8 +135,39 @@ def _use_gpu(config: PretrainConfig, available: bool) -> bool:
     return config.compute.use_gpu == "yes" or (config.compute.use_gpu == "auto" and available)
 
 
+def _no_gpu(found: str) -> ConfigError:
+    return ConfigError(
+        f"compute.use_gpu is 'yes', but {found}",
+        "Use --set compute.use_gpu=auto to train on CPUs, or see `fedvox doctor` for what is missing.",
+    )
+
+
+def _require_gpu(wait_s: float) -> None:
+    """Refuses to wait for ever for a GPU; a cluster that grows on demand is given the time to do so.
+
+    Raises:
+        ConfigError: no node has one, and none came.
+    """
+    if ray.cluster_resources().get("GPU", 0) > 0:  # type: ignore[no-untyped-call]
+        return
+    if len(ray.nodes()) == 1 and not os.environ.get("RAY_ADDRESS"):  # type: ignore[no-untyped-call]
+        raise _no_gpu("Ray finds none on this machine")
+    log.warning("no node of the cluster has a GPU; waiting up to %.0f s for one to be added", wait_s)
+    group = placement_group([{"GPU": 1}])
+    try:
+        ready, _ = ray.wait([group.ready()], timeout=wait_s)
+    finally:
+        remove_placement_group(group)
+    if not ready:
+        raise _no_gpu(
+            f"no node of the cluster has one, nor got one within {wait_s:.0f} s (compute.gpu_wait_s)"
+        )
+
+
 def _fit(config: PretrainConfig, directory: RunDirectory) -> None:
     compute = config.compute
+    if compute.use_gpu == "yes":
+        _require_gpu(compute.gpu_wait_s)
     use_gpu = _use_gpu(config, ray.cluster_resources().get("GPU", 0) > 0)  # type: ignore[no-untyped-call]
     location = storage.locate(expand(config.storage))
     trainer = TorchTrainer(
@@ -147,7 +195,8 @@ def _worker(config: PretrainConfig, watch: PreemptionWatch) -> None:
     """What each Ray Train worker runs.
 
     Ray restarts the worker group for every exception. Those that all workers agree on and that a restart
-    would only repeat are therefore not raised but written down, for the driver to raise.
+    would only repeat are therefore not raised but written down, for the driver to raise. Memory runs out on one
+    worker, while others wait for it: it is written down and raised, and the restarted workers leave at once.
     """
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
@@ -155,6 +204,8 @@ def _worker(config: PretrainConfig, watch: PreemptionWatch) -> None:
         torch.set_num_threads(config.compute.torch_threads)
     world = World(context.get_world_rank(), context.get_world_size(), device)
     directory = RunDirectory.of(config)
+    if directory.failed():
+        return
     if world.rank == 0:
         directory.write_json(environment(str(device)), "environment.json")
     try:
@@ -165,6 +216,10 @@ def _worker(config: PretrainConfig, watch: PreemptionWatch) -> None:
         if world.rank == 0:
             directory.fail(error)
         return
+    except OutOfMemory as error:
+        if not error.restart:
+            directory.fail(error)
+        raise
     if world.rank == 0:
         directory.finish(result)
 

@@ -2,6 +2,7 @@
 
     NAME/
         config.resolved.yaml          every value, defaults included
+        transfer.json                 fine-tuning: what became of every tensor of the given weights
         environment.json              versions, git commit, host, devices, and which fedvox ran
         status.json                   where the run is: step, loss, Dice, seconds left; rewritten every few
         seconds metrics/attempt-0000.jsonl    one line per logged step; a new file per restart
@@ -128,6 +129,11 @@ class RunDirectory:
             "remedy": error.remedy,
         }
         self.write_json(value, "outcome.json")
+
+    def failed(self) -> bool:
+        """Whether an attempt has written down that a restart would not help."""
+        outcome = self.read_json("outcome.json")
+        return outcome is not None and outcome["state"] == "failed"
 
     def outcome(self) -> dict[str, Any]:
         """How the run ended.

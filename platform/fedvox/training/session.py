@@ -19,14 +19,20 @@ from fedvox.data.split import Split, split_cases
 from fedvox.data.store import BrickStore
 from fedvox.errors import CheckpointError, ConfigError
 from fedvox.inference.sliding_window import SlidingWindow
+from fedvox.models.backbone import Backbone
+from fedvox.models.depth import layer_distance
 from fedvox.models.registry import build_model
 from fedvox.training.checkpoint import CheckpointStore, Snapshot, Writer, load, load_latest, step_name
 from fedvox.training.config import DataSection, ExpectedStore, PretrainConfig, expand
+from fedvox.training.finetune import Transferred, initialise
+from fedvox.training.finetune_config import FinetuneConfig
+from fedvox.training.freezing import Freezer
 from fedvox.training.loss import DeepSupervision, DiceCrossEntropy
-from fedvox.training.optimizer import build_optimizer
+from fedvox.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from fedvox.training.phases import phase_at
 from fedvox.training.release import ModelInfo, load_release
 from fedvox.training.run_directory import MetricsLog, RunDirectory
-from fedvox.training.state import restore, state_tensors
+from fedvox.training.state import check_fits, restore, state_tensors
 from fedvox.training.world import World
 
 log = logging.getLogger(__name__)
@@ -59,6 +65,7 @@ class Session:
 
     Attributes:
         network: the bare network; `model` is the same one, wrapped in DDP if there are several workers.
+        freezer: knows which parts of it are trained.
         metrics: the log of this attempt, on worker 0 only.
     """
 
@@ -69,6 +76,7 @@ class Session:
     split: Split
     network: nn.Module
     model: nn.Module
+    freezer: Freezer
     optimizer: Optimizer
     loss_fn: nn.Module
     checkpoints: CheckpointStore
@@ -82,6 +90,17 @@ class Session:
         """How validation covers a volume."""
         validation = self.config.validation
         return SlidingWindow(self.config.data.patch_size, validation.overlap, validation.mirror)
+
+    def begin_step(self) -> float:
+        """Trains the parts that the current step is to train, at its learning rate, which is returned."""
+        phase = phase_at(self.config.phases(), self.progress.step)
+        if self.freezer.train_only(phase.parts):
+            log.info("step %d: %s are trained from here on", self.progress.step, ", ".join(phase.parts))
+            self.model = self.network  # lets go of the old wrapper, whose hooks are on the parameters
+            self.model = distributed(self.network, self.world)
+        lr = learning_rate(phase, self.progress.step - phase.start, phase.steps)
+        set_learning_rate(self.optimizer, lr)
+        return lr
 
     def batches(self) -> BatchStream:
         """The stream of this worker's batches from the current step to the end of the run."""
@@ -125,14 +144,17 @@ def open_session(config: PretrainConfig, world: World) -> Session:
     run = RunDirectory.of(config)
     store, split = open_data(config.data)
     torch.manual_seed(config.seed)
-    network = build_network(config, store).to(world.device)
-    optimizer = build_optimizer(config.optimizer, network)
+    network = new_network(config, len(store.meta.channel_names), len(store.meta.structures)).to(world.device)
+    scales = layer_scales(network, config.layer_decay)
+    optimizer = build_optimizer(config.optimizer, network, scales)
     progress = restore_progress(config, store, run, network, optimizer, world)
+    if progress is None:
+        progress = Progress()
+        fill_network(config, network, store)
     attempt = world.from_first(run.next_attempt() if world.rank == 0 else 0)
-    model: nn.Module = network
-    if world.size > 1:
-        devices = [world.device] if world.device.type == "cuda" else None
-        model = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+    freezer = Freezer(network)
+    freezer.train_only(phase_at(config.phases(), progress.step).parts)
+    model = distributed(network, world)
     loss = DeepSupervision(DiceCrossEntropy(config.loss.smooth, config.loss.batch_dice))
     checkpoints = CheckpointStore(
         run.checkpoints,
@@ -142,8 +164,8 @@ def open_session(config: PretrainConfig, world: World) -> Session:
     )
     metrics = MetricsLog(run, attempt) if world.rank == 0 else None
     return Session(
-        config, world, run, store, split, network, model, optimizer, loss, checkpoints, progress, attempt,
-        metrics, autocast_dtype(config, world.device),
+        config, world, run, store, split, network, model, freezer, optimizer, loss, checkpoints, progress,
+        attempt, metrics, autocast_dtype(config, world.device),
     )  # fmt: skip
 
 
@@ -190,24 +212,44 @@ def check_expected(expect: ExpectedStore, store: BrickStore) -> None:
         )
 
 
-def build_network(config: PretrainConfig, store: BrickStore) -> nn.Module:
-    """The network for a store's channels and structures, with released weights if they are asked for.
+def distributed(network: nn.Module, world: World) -> nn.Module:
+    """The network, wrapped in DDP for what of it is trained now, if there are several workers."""
+    if world.size == 1:
+        return network
+    devices = [world.device] if world.device.type == "cuda" else None
+    return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
+
+
+def layer_scales(network: nn.Module, decay: float) -> dict[str, float]:
+    """Factors of the learning rate by parameter name: `decay` to the power of the distance from the heads."""
+    if decay == 1.0 or not isinstance(network, Backbone):
+        return {}
+    return {name: decay**distance for name, distance in layer_distance(network).items()}
+
+
+def fill_network(config: PretrainConfig, network: nn.Module, store: BrickStore) -> Transferred | None:
+    """Puts the weights that `init_from` names into a new network; None where it names none.
+
+    Pretraining continues a release as it is; fine-tuning adapts any weights, and tells how.
 
     Raises:
-        ConfigError: see `new_network`.
-        CheckpointError: the released weights are of another architecture.
+        CheckpointError: the weights cannot be read, or do not fit.
+        ConfigError: see `fedvox.training.finetune.transfer`.
     """
-    network = new_network(config, len(store.meta.channel_names), len(store.meta.structures))
-    if config.init_from is not None:
-        released, info = load_release(expand(config.init_from))
-        if info.structures != tuple(store.meta.structures):
-            raise CheckpointError(
-                f"init_from: {config.init_from} segments {len(info.structures)} structures, the store has "
-                f"{len(store.meta.structures)} (or others)",
-                "Weights can only be continued on the same structures.",
-            )
-        network.load_state_dict(released.state_dict())
-    return network
+    if config.init_from is None:
+        return None
+    if isinstance(config, FinetuneConfig):
+        return initialise(config, network, store.meta)
+    released, info = load_release(expand(config.init_from))
+    if info.structures != tuple(store.meta.structures):
+        raise CheckpointError(
+            f"init_from: {config.init_from} segments {len(info.structures)} structures, the store has "
+            f"{len(store.meta.structures)} (or others)",
+            "Pretraining continues on the same structures only; fedvox finetune adapts weights to others.",
+        )
+    check_fits(network, released.state_dict())
+    network.load_state_dict(released.state_dict())
+    return None
 
 
 def new_network(config: PretrainConfig, in_channels: int, classes: int) -> nn.Module:
@@ -279,8 +321,8 @@ def restore_progress(
     network: nn.Module,
     optimizer: Optimizer,
     world: World,
-) -> Progress:
-    """Restores the newest intact checkpoint into network and optimiser; a fresh `Progress` if there is none.
+) -> Progress | None:
+    """Restores the newest intact checkpoint into network and optimiser; None if there is none.
 
     Worker 0 chooses the checkpoint for all: a worker of a dying attempt might still commit one meanwhile.
 
@@ -290,7 +332,7 @@ def restore_progress(
     snapshot = load_latest(run.checkpoints) if world.rank == 0 else None
     step = world.from_first(snapshot.step if snapshot is not None else -1)
     if step < 0:
-        return Progress()
+        return None
     if snapshot is None:
         snapshot = load(run.checkpoints.child(step_name(step)))
     check_architecture(config, store, snapshot.meta, run)
