@@ -6,23 +6,17 @@ the commands that need them, so that `--help` answers at once.
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import sys
-from collections.abc import Mapping
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import click
 import typer
 
 from fedvox.errors import FedvoxError
 from fedvox_compliance.errors import ComplianceError
-
-EPILOG = (
-    "Every command takes --debug, which shows tracebacks. Exit codes: 0 done, 1 failed, 2 wrong input, "
-    "3 privacy budget exhausted, 4 unsafe model, 6 damaged ledger."
-)
+from fedvox_federation import cli_ledger
+from fedvox_federation.cli_common import JsonOption, emit, new_app
 
 DeltaOption = Annotated[float, typer.Option("--delta", help="δ, at most 1 / (10 × patients).")]
 RateOption = Annotated[
@@ -30,22 +24,10 @@ RateOption = Annotated[
 ]
 StepsOption = Annotated[int, typer.Option("--steps", help="Steps in all rounds, empty ones included.")]
 AccountantOption = Annotated[str, typer.Option("--accountant", help="prv, or rdp (looser).")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Write the result as JSON.")]
-
-
-def new_app(help_text: str) -> typer.Typer:
-    """A group of commands that behaves like every other one here."""
-    return typer.Typer(
-        help=help_text,
-        epilog=EPILOG,
-        add_completion=False,
-        no_args_is_help=True,
-        pretty_exceptions_enable=False,
-        rich_markup_mode=None,
-    )
 
 
 app = new_app("Federated fine-tuning under differential privacy.")
+app.add_typer(cli_ledger.app, name="ledger")
 
 
 @app.callback()
@@ -87,18 +69,6 @@ def _noise(
     check_accountant(accountant)
     found = noise_multiplier(epsilon, delta, sample_rate, steps, accountant=accountant)  # type: ignore[arg-type]
     emit({"noise_multiplier": found}, f"noise multiplier {found:.4g}", as_json=as_json)
-
-
-def emit(value: Mapping[str, Any], text: str, *, as_json: bool) -> None:
-    """Write a result to stdout. Infinity is `null` in JSON, which knows no infinity."""
-    if not as_json:
-        print(text)
-        return
-    finite = {
-        key: None if isinstance(item, float) and not math.isfinite(item) else item
-        for key, item in value.items()
-    }
-    print(json.dumps(finite, ensure_ascii=False, indent=1, allow_nan=False))
 
 
 def main() -> NoReturn:

@@ -125,6 +125,7 @@ def compose(phases: Iterable[Phase], delta: float, *, accountant: Accountant = "
         return 0.0
     if any(phase.noise_multiplier == 0 for phase in joined):
         return math.inf
+    _require_opacus()
     return _tightest(joined, delta, accountant)
 
 
@@ -296,6 +297,16 @@ def _bracket(spent: Callable[[float], float], target: float) -> tuple[float, flo
     while high > _SMALLEST_NOISE and spent(high / 2) <= target:
         high /= 2
     return high / 2, high
+
+
+@lru_cache(maxsize=1)
+def _require_opacus() -> None:
+    try:
+        import opacus  # noqa: F401
+    except ImportError as missing:
+        raise PrivacyError(
+            f"privacy accounting needs {missing.name}", "pip install 'fedvox[federation]'"
+        ) from missing
 
 
 @contextmanager
