@@ -112,6 +112,26 @@ def test_a_bad_prediction_is_told_and_scores_as_missed_and_the_others_are_scored
     assert summary["structures"]["liver"]["mean"]["dice"] == pytest.approx(np.mean(dice))
 
 
+def test_every_kind_of_bad_prediction_at_once_loses_no_case(make_site, tmp_path, nifti):
+    site = make_site(len(BAD) + 2)
+    home = site.submission("m", 0.3, test_sets=("inside",))
+    for i, kind in enumerate(BAD):
+        spoil(home / "inside" / f"in_{i:02d}.nii.gz", kind, nifti)
+    found = evaluate(site.folder / "inside" / "labels", home / "inside", tmp_path / "out", RULES)
+    assert [o.case for o in found.outcomes] == site.cases["inside"]
+    assert [o.status for o in found.outcomes] == [
+        "missing",
+        *["rejected"] * (len(BAD) - 1),
+        "scored",
+        "scored",
+    ]
+    assert [o.code for o, kind in zip(found.outcomes, BAD, strict=False) if BAD[kind]] == list(
+        filter(None, BAD.values())
+    )
+    assert len(found.frame()) == len(found.outcomes) * len(STRUCTURES)
+    assert pd.read_csv(tmp_path / "out" / "problems.csv")["case"].tolist() == site.cases["inside"][: len(BAD)]
+
+
 def test_whole_numbers_stored_as_floats_are_scored_with_a_note(folders, nifti):
     references, predictions, output = folders
     expected = evaluate(references, predictions, output, RULES).outcomes[2]

@@ -92,6 +92,22 @@ def test_whoever_leaves_out_hard_cases_is_not_ranked_and_gains_nothing_without_t
     assert ranking.scores[at] == pytest.approx(with_zeros.groupby("structure")["dice"].mean().mean())
 
 
+def test_two_submissions_of_the_same_predictions_tie_and_neither_is_better(field):
+    site, homes = field
+    twin = site.folder / "submissions" / "twin"
+    shutil.copytree(homes[1], twin)
+    text = (twin / "submission.yaml").read_text().replace("name: plain", "name: twin")
+    (twin / "submission.yaml").write_text(text)
+    result = run(site, *homes, twin)
+    for analysis in result.analysis.test_sets:
+        ranks = dict(zip(analysis.ranking.methods, analysis.ranking.ranks.tolist(), strict=True))
+        assert ranks == {"good": 1, "plain": 2, "twin": 2, "poor": 4}
+        order = analysis.pairwise.methods
+        better = analysis.pairwise.better[-1]
+        assert not better[order.index("plain"), order.index("twin")]
+        assert not better[order.index("twin"), order.index("plain")]
+
+
 def test_a_fair_claim_is_called_better_and_an_unfair_one_is_not(with_replicates):
     site, homes = with_replicates
     result = run(site, *homes)
