@@ -1,6 +1,6 @@
 """Fine-tuning against training from scratch on sites that the pretraining has never seen: steps to the same Dice.
 
-    python benchmarks/finetune_gain.py [--seeds 0 1 2] [--steps 120] [--pretrained RUN] [--figure PNG] [--json FILE]
+    python benchmarks/finetune_gain.py [--seeds 0 1 2] [--steps 200] [--pretrained RUN] [--figure PNG] [--json FILE]
 
 Pretraining is `make pretrain`'s run: the MNI152 brain as sites a, b and c scan it. It is made here, without Ray, if
 there is none under $FEDVOX_HOME/runs/demo. Targets are the sites d, e and f of `fedvox.data.demo_sites`: other
@@ -88,8 +88,8 @@ def _arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--every", type=int, default=10, help="steps between validations")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--every", type=int, default=20, help="steps between validations")
     parser.add_argument("--lr", type=float, default=3e-3, help="peak, of all runs")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--pretrained", help="run directory; default: the demo's")
@@ -123,7 +123,7 @@ def _train(kind: str, seed: int, store: str, pretrained: str, arguments: argpars
                  "validation_cases": [f"{site}_03" for site in NEW_SITES]},
         "model": {"name": "mednext-v2-tiny"},
         "optimizer": {"lr": arguments.lr, "warmup_steps": arguments.steps // 10},
-        "validation": {"every_steps": arguments.every, "at_start": True, "overlap": 0.25, "ema": 0.0, "overlays": 0},
+        "validation": {"every_steps": arguments.every, "at_start": True, "overlap": 0.0, "ema": 0.0, "overlays": 0},
         "checkpoint": {"every_steps": arguments.steps},
         "compute": {"num_workers": 0, "torch_threads": arguments.threads},
     }  # fmt: skip

@@ -3,12 +3,13 @@
 import itertools
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedvox.config import validate
+from fedvox.config import load_config, validate
 from fedvox.errors import ConfigError
 from fedvox.training.config import PretrainConfig
 from fedvox.training.finetune_config import FinetuneConfig
@@ -114,6 +115,13 @@ def test_phases_are_told_in_words():
 def test_what_makes_no_sense_is_refused_by_name(values, words):
     with pytest.raises(ConfigError, match=words):
         config(**values)
+
+
+def test_the_demo_configuration_leaves_backbone_and_patch_to_the_weights():
+    path = Path(__file__).parents[3] / "jobs" / "configs" / "finetune_demo.yaml"
+    found = load_config(FinetuneConfig, path)
+    assert "model" not in found.model_fields_set
+    assert "patch_size" not in found.data.model_fields_set
 
 
 def test_reading_a_configuration_imports_neither_torch_nor_ray():
