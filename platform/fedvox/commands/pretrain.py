@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from enum import StrEnum
@@ -78,7 +79,8 @@ def start(config: PretrainConfig, resume: Resume, as_json: bool) -> None:
 
     directory = RunDirectory.of(config)
     _check_resume(directory, resume)
-    print(f"run directory: {directory.location.uri}", flush=True)
+    # not between the lines of the JSON; `fedvox submit` reads both streams
+    print(f"run directory: {directory.location.uri}", file=sys.stderr if as_json else sys.stdout, flush=True)
     outcome = run(config)
     print(
         json.dumps({"run_directory": directory.location.uri, **outcome})

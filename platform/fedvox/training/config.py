@@ -8,6 +8,7 @@ configurations fast.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -15,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from fedvox.config import Config
 from fedvox.data.augment_config import AugmentConfig
+from fedvox.errors import ConfigError
 from fedvox.training.phases import PARTS, Phase
 
 Size3 = tuple[int, int, int]
@@ -26,9 +28,37 @@ RESUME_INVARIANT = (
 
 
 def expand(uri: str) -> str:
-    """Expands `~` and `$VARIABLES`; `$FEDVOX_HOME` defaults to `~/.fedvox`: one file serves every machine."""
+    """Expands `~` and `$VARIABLES`; `$FEDVOX_HOME` defaults to `~/.fedvox`: one file serves every machine.
+
+    Raises:
+        ConfigError: a variable is not set; a folder called `$SCRATCH` is not what anybody wants.
+    """
     os.environ.setdefault("FEDVOX_HOME", str(Path("~/.fedvox").expanduser()))
-    return os.path.expandvars(uri) if "://" in uri else str(Path(os.path.expandvars(uri)).expanduser())
+    expanded = os.path.expandvars(uri)
+    if unset := re.search(r"\$(\w+|\{\w+\})", expanded):
+        raise ConfigError(
+            f"{uri}: the environment variable {unset[1].strip('{}')} is not set",
+            "Set it on every node, or write the path out.",
+        )
+    return expanded if "://" in uri else str(Path(expanded).expanduser())
+
+
+def require_lasting(uri: str, field: str) -> None:
+    """Refuses a relative folder for the results of a Ray job: Ray deletes a job's working directory after it.
+
+    Raises:
+        ConfigError: `uri` is one; `field` names it.
+    """
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and is_relative(uri):
+        raise ConfigError(
+            f"{field}: {uri!r} lies in the job's working directory, which Ray deletes when the job ends",
+            "Give an absolute path that every node reaches, or an s3:// address.",
+        )
+
+
+def is_relative(uri: str) -> bool:
+    """Whether a path depends on the working directory."""
+    return "://" not in uri and not Path(expand(uri)).is_absolute()
 
 
 class CacheSection(Config):
@@ -179,7 +209,7 @@ class PretrainConfig(Config):
     """Names the run's directory; starting the same name again resumes it."""
     storage: str = "$FEDVOX_HOME/runs"
     """Folder or `s3://` address that holds run directories; must be reachable from every node."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     steps: int = Field(250_000, ge=1)
     """Optimiser steps in all."""
     global_batch_size: int = Field(2, ge=1)

@@ -38,6 +38,7 @@ Report = Callable[[Mapping[str, Any]], None]
 """Told metrics after every validation and at the end, at the same steps on all workers."""
 
 STATUS_S = 2.0
+_SEED_MASK = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ class _Loop:
         progress = session.progress
         if progress.step:
             log.info("resumed at step %d of %d (attempt %d)", progress.step, config.steps, session.attempt)
+            if self.validation_due():  # the attempt before ended between this step and its validation
+                self.validate()
         elif config.validation.at_start:
             self.validate(counts=False)
         stream = session.batches()
@@ -108,7 +111,7 @@ class _Loop:
                 session.progress.damaged.update(stream.damaged)
                 if progress.step % config.checkpoint.every_steps == 0 and progress.step < config.steps:
                     self.checkpoint()
-                if progress.step % config.validation.every_steps == 0:
+                if self.validation_due():
                     self.validate()
         finally:
             stream.close()
@@ -121,7 +124,7 @@ class _Loop:
         began = time.monotonic()
         lr = session.begin_step()
         # Dropout and drop path, too, must not depend on how often the run was interrupted.
-        torch.manual_seed((config.seed * 1_000_003 + progress.step) * 4099 + session.world.rank)
+        torch.manual_seed((config.seed * 1_000_003 + progress.step) * 4099 + session.world.rank & _SEED_MASK)
         weight = batch.image.shape[0] * session.world.size / config.global_batch_size
         every = config.checkpoint.every_steps
         further = progress.step // every > self.first_step // every
@@ -146,7 +149,7 @@ class _Loop:
         if self.session.world.rank != 0:
             return False
         try:
-            return self.session.run.stop_requested()
+            return self.session.run.stop_requested(retry=storage.RetryPolicy(deadline_s=0))
         except FedvoxError as error:  # a store out of reach has not asked anybody to stop
             log.debug("cannot look for a stop request: %s", error)
             return False
@@ -164,10 +167,15 @@ class _Loop:
 
     def stop(self) -> None:
         """Writes a checkpoint while there is still time, then leaves."""
-        self.checkpoint(wait=True)
+        written = self.everywhere(self.checkpoint(wait=True))
         self.status("stopped")
         raise Preempted(
-            f"stopped on request after step {self.session.progress.step}; a checkpoint was written",
+            f"stopped on request after step {self.session.progress.step}; "
+            + (
+                "a checkpoint was written"
+                if written
+                else "its checkpoint was NOT written: see the warning above"
+            ),
             "Start the same run again to go on from there.",
         )
 
@@ -177,6 +185,12 @@ class _Loop:
         if self.session.metrics is not None:
             self.session.metrics.flush()
         return self.session.checkpoints.save(self.session.snapshot(), wait=wait)
+
+    def validation_due(self) -> bool:
+        """Whether the current step is to be validated and has not been, by this attempt or by one before."""
+        progress = self.session.progress
+        due = progress.step % self.session.config.validation.every_steps == 0
+        return due and progress.validated_at != progress.step
 
     def validate(self, *, counts: bool = True) -> None:
         """Validates; the untrained network (`counts=False`) enters neither the moving average nor `best`."""
@@ -190,6 +204,7 @@ class _Loop:
         )  # fmt: skip
         self.validated = result
         progress.damaged.update(result.damaged)
+        progress.validated_at = progress.step
         dice = result.mean_foreground
         if counts and not math.isnan(dice):
             keep = session.config.validation.ema
@@ -228,8 +243,9 @@ class _Loop:
     def finish(self) -> TrainResult:
         session, progress = self.session, self.session.progress
         progress.damaged = session.world.merge(progress.damaged)
-        if self.validated is None or progress.step % session.config.validation.every_steps:
-            self.validate()
+        counted = progress.validated_at == progress.step
+        if self.validated is None or not counted:
+            self.validate(counts=not counted)
         if not self.everywhere(self.checkpoint(wait=True)):
             raise CheckpointNotWritten(
                 f"the last checkpoint (step {progress.step}) could not be written to {session.run.checkpoints.uri}",

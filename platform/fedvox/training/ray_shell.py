@@ -41,7 +41,7 @@ from fedvox.errors import (
     RunError,
 )
 from fedvox.training.checkpoint import newest_meta
-from fedvox.training.config import PretrainConfig, expand
+from fedvox.training.config import PretrainConfig, expand, is_relative, require_lasting
 from fedvox.training.finetune import TRANSFER_FILE
 from fedvox.training.loop import train
 from fedvox.training.preemption import PreemptionWatch
@@ -63,6 +63,8 @@ def run(config: PretrainConfig) -> dict[str, Any]:
     Raises:
         FedvoxError: the input cannot be used, training failed for good, or it was asked to stop.
     """
+    require_lasting(config.storage, "storage")
+    config = anchored(config)
     directory = RunDirectory.of(config)
     check(config, directory)
     directory.clear_stop()
@@ -74,6 +76,25 @@ def run(config: PretrainConfig) -> dict[str, Any]:
         connect()
         _fit(config, directory)
     return directory.outcome()
+
+
+def anchored(config: PretrainConfig) -> PretrainConfig:
+    """The same run with absolute paths: workers have a working directory of their own.
+
+    In a Ray job nothing changes: there driver and workers all have the uploaded folder.
+    """
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return config
+
+    def absolute(uri: str) -> str:
+        return str(Path(expand(uri)).absolute()) if is_relative(uri) else uri
+
+    data = config.data.model_copy(update={"store": absolute(config.data.store)})
+    if data.cache is not None:
+        folder = absolute(data.cache.folder)
+        data = data.model_copy(update={"cache": data.cache.model_copy(update={"folder": folder})})
+    start = None if config.init_from is None else absolute(config.init_from)
+    return config.model_copy(update={"storage": absolute(config.storage), "data": data, "init_from": start})
 
 
 def check(config: PretrainConfig, directory: RunDirectory) -> None:

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 import fedvox
 from fedvox import errors, storage
-from fedvox.errors import ConfigError, FedvoxError, RunError
+from fedvox.errors import ConfigError, DataError, FedvoxError, RunError
 from fedvox.storage import Location
 from fedvox.training.config import RESUME_INVARIANT, PretrainConfig, expand
 
@@ -48,6 +48,7 @@ FLUSH_S = {True: 0.2, False: 2.0}
 """Seconds between two writes of the metrics, on a local disk (True) and elsewhere (False)."""
 SHORT = storage.RetryPolicy(deadline_s=5.0)
 """For what can wait until next time: training must not stand still for its own log."""
+_LARGE_LOG_BYTES = 64 << 10
 SCHEMA = "fedvox.run/1"
 
 
@@ -80,9 +81,18 @@ class RunDirectory:
         storage.write_atomic(self.child(*parts), (json.dumps(value, indent=1, default=str) + "\n").encode())
 
     def read_json(self, *parts: str) -> Any:
-        """Reads a JSON file of the run; None if it is not there."""
+        """Reads a JSON file of the run; None if it is not there.
+
+        Raises:
+            DataError: it is damaged.
+        """
         location = self.child(*parts)
-        return json.loads(storage.read_bytes(location)) if storage.exists(location) else None
+        if not storage.exists(location):
+            return None
+        try:
+            return json.loads(storage.read_bytes(location))
+        except ValueError as error:
+            raise _damaged(location, error) from error
 
     # The stop signal
 
@@ -90,9 +100,9 @@ class RunDirectory:
         """Asks the run to write a checkpoint and stop; works from any machine that reaches the storage."""
         storage.write_atomic(self.child("control", "stop"), b"stop\n")
 
-    def stop_requested(self) -> bool:
+    def stop_requested(self, *, retry: storage.RetryPolicy = storage.DEFAULT_RETRY) -> bool:
         """Whether somebody asked the run to stop."""
-        return storage.exists(self.child("control", "stop"))
+        return storage.exists(self.child("control", "stop"), retry=retry)
 
     def clear_stop(self) -> None:
         """Forgets an earlier request, at the start of a run."""
@@ -186,7 +196,10 @@ class RunDirectory:
             return
         import yaml  # only here
 
-        before = yaml.safe_load(storage.read_bytes(location))
+        try:
+            before = yaml.safe_load(storage.read_bytes(location))
+        except yaml.YAMLError as error:
+            raise _damaged(location, error) from error
         now = json.loads(config.model_dump_json())
         different = [
             f"{path}: {old!r} -> {new!r}" for path, old, new in _differences(before, now) if _matters(path)
@@ -215,6 +228,7 @@ class MetricsLog:
         self._lines: list[bytes] = []
         self._flushed = 0
         self._flush_s = FLUSH_S[run.location.is_local]
+        self._pause_s = self._flush_s
         self._last_flush = -self._flush_s
         self._scratch = tempfile.TemporaryDirectory(prefix="fedvox-events-")
         self._events = SummaryWriter(self._scratch.name, flush_secs=3600)
@@ -228,7 +242,7 @@ class MetricsLog:
         for name, value in values.items():
             if isinstance(value, int | float):
                 self._events.add_scalar(f"{kind}/{name}", value, step)
-        if time.monotonic() - self._last_flush >= self._flush_s:
+        if time.monotonic() - self._last_flush >= self._pause_s:
             self.flush(events=False)
 
     def flush(self, *, events: bool = True) -> None:
@@ -237,7 +251,6 @@ class MetricsLog:
         A store that is full or out of reach must not stop the training: the lines stay in memory and go next
         time.
         """
-        self._last_flush = time.monotonic()
         try:
             if len(self._lines) > self._flushed:
                 self._store_lines()
@@ -249,12 +262,16 @@ class MetricsLog:
                     )
         except (FedvoxError, OSError) as error:
             log.warning("metrics could not be stored and stay in memory: %s", error)
+        self._last_flush = time.monotonic()
 
     def _store_lines(self) -> None:
         count = len(self._lines)
         target = self._run.child("metrics", f"{self._name}.jsonl")
-        storage.write_atomic(target, b"".join(self._lines[:count]), retry=SHORT)
+        data = b"".join(self._lines[:count])
+        storage.write_atomic(target, data, retry=SHORT)
         self._flushed = count
+        # A long run's file is written whole each time: the larger it is, the less often.
+        self._pause_s = self._flush_s * max(1.0, len(data) / _LARGE_LOG_BYTES)
 
     def close(self) -> None:
         """Stores everything and releases the scratch folder."""
@@ -301,6 +318,14 @@ def _installed(name: str) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
+
+
+def _damaged(location: Location, error: Exception) -> DataError:
+    return DataError(
+        f"{location.uri}: is damaged ({' '.join(str(error).split())})",
+        "Delete this file; the checkpoints of the run do not depend on it.",
+        file=location.uri,
+    )
 
 
 def _lines(data: bytes) -> Iterator[dict[str, Any]]:

@@ -7,6 +7,7 @@ import logging
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -47,6 +48,7 @@ class Progress:
         ema_dice: moving average of the mean foreground Dice; None before the first validation.
         best_ema_dice: largest `ema_dice` so far.
         nonfinite_in_a_row: steps just skipped for a non-finite gradient.
+        validated_at: step of the last validation that counts; a checkpoint may be older than that of its step.
         trained_s: seconds of training over all attempts, as far as checkpoints know.
         damaged: cases skipped because their file is damaged, with the reason.
     """
@@ -55,6 +57,7 @@ class Progress:
     ema_dice: float | None = None
     best_ema_dice: float | None = None
     nonfinite_in_a_row: int = 0
+    validated_at: int | None = None
     trained_s: float = 0.0
     damaged: dict[str, str] = field(default_factory=dict)
 
@@ -189,7 +192,23 @@ def open_data(config: DataSection) -> tuple[BrickStore, Split]:
         fraction=config.validation_fraction,
         at_most=config.max_validation_cases,
     )
-    return store, split
+    return store, Split(split.training, _judgeable(config, store, split.validation))
+
+
+def _judgeable(config: DataSection, store: BrickStore, rows: np.ndarray) -> np.ndarray:
+    """The held-out cases without those that nobody labelled.
+
+    Raises:
+        ConfigError: such a case was held out by name.
+    """
+    judged = np.array([store.annotated(int(row))[1:].any() for row in rows], bool)
+    if config.validation_cases is not None and not judged.all():
+        raise ConfigError(
+            f"data.validation_cases: {store.case_ids[int(rows[~judged][0])]!r} has no label to be judged by",
+            "Name labelled cases, or leave data.validation_cases out.",
+        )
+    kept: np.ndarray = rows[judged]
+    return kept
 
 
 def check_expected(expect: ExpectedStore, store: BrickStore) -> None:
@@ -247,7 +266,13 @@ def fill_network(config: PretrainConfig, network: nn.Module, store: BrickStore) 
             f"{len(store.meta.structures)} (or others)",
             "Pretraining continues on the same structures only; fedvox finetune adapts weights to others.",
         )
-    check_fits(network, released.state_dict())
+    try:
+        check_fits(network, released.state_dict())
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"init_from: {config.init_from} ({info.name}): {error.message}",
+            "Use its model section, or fedvox finetune, which adapts what it can.",
+        ) from error
     network.load_state_dict(released.state_dict())
     return None
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fedvox.data.loader import normalize
 from fedvox.data.store import BrickStore
-from fedvox.errors import DamagedCase
+from fedvox.errors import DamagedCase, DataError
 from fedvox.evaluation.dice import DiceCounts, dice_counts
 from fedvox.inference.sliding_window import SlidingWindow, predict_logits
 from fedvox.training.loss import IGNORE, merge_unannotated
@@ -79,7 +79,10 @@ def predict_case(
     """
     image, label = store.read_patch(row, (0, 0, 0), store.record(row).shape)
     if label is None:
-        raise ValueError(f"case {store.record(row).case_id} has no label")
+        raise DataError(
+            f"case {store.record(row).case_id!r} of {store.location.uri} has no label to be judged by",
+            "Hold out labelled cases (data.validation_cases).",
+        )
     normalised = torch.as_tensor(normalize(image, store.record(row), store.meta))
     with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
         logits = predict_logits(model, normalised, window, device=device)
