@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 from fedvox.errors import FedvoxError
 
 COMMANDS: dict[str, str] = {
+    "backbones": "Compare backbones from scratch under one compute budget, and what pretraining adds.",
     "benchmark": "Run a third-party benchmark: scores, fairness checks, statistics, leaderboard.",
     "crossval": "Score trained folds on their held-out cases, choose configuration and postprocessing.",
     "demo": "Pretrain on the embedded MNI152 brain through a local Ray, and look at the result.",
