@@ -106,6 +106,14 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(config, tmp_path):
     assert (plan["cases_training"], plan["cases_validation"], plan["steps"]) == (2, 1, 3)
 
 
+def test_the_status_of_what_is_no_run_is_one_clear_error(tmp_path):
+    for text in ("{", '{"a": 1}', "[]"):
+        (tmp_path / "status.json").write_text(text)
+        error = fedvox("status", tmp_path, expect=2).stderr
+        assert "status.json" in error
+        assert "Traceback" not in error
+
+
 def test_a_run_resumes_only_as_it_was_told(config, tmp_path):
     path = config()
     assert (

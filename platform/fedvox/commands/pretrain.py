@@ -14,7 +14,7 @@ import typer
 
 from fedvox.config import load_config, to_yaml
 from fedvox.errors import ConfigError
-from fedvox.training.config import PretrainConfig
+from fedvox.training.config import PretrainConfig, require_lasting
 
 if TYPE_CHECKING:
     from fedvox.training.run_directory import RunDirectory
@@ -77,6 +77,7 @@ def start(config: PretrainConfig, resume: Resume, as_json: bool) -> None:
     from fedvox.training.ray_shell import run  # ray and torch
     from fedvox.training.run_directory import RunDirectory
 
+    require_lasting(config.storage, "storage")  # before anybody waits for a bucket called $BUCKET
     directory = RunDirectory.of(config)
     _check_resume(directory, resume)
     # not between the lines of the JSON; `fedvox submit` reads both streams

@@ -29,6 +29,11 @@ def status(
         raise StorageError(
             f"{run} is no run directory (status.json is missing)", "Name the folder that a run printed."
         )
+    if not isinstance(found, dict) or not {"phase", "step", "steps", "attempt", "updated"} <= found.keys():
+        raise StorageError(
+            f"{run}/status.json was not written by a run: {str(found)[:80]}",
+            "Name the folder that a run printed.",
+        )
     if as_json:
         print(json.dumps({"schema": "fedvox.status/1", **found}))
         return

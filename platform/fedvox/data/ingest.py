@@ -45,7 +45,7 @@ from fedvox.data.store import BrickStore
 from fedvox.data.store_writer import StoreWriter
 from fedvox.errors import ConfigError, StorageError
 from fedvox.storage import locate, write_atomic
-from fedvox.training.config import expand
+from fedvox.training.config import expand, require_lasting
 
 __all__ = ["Ingest", "IngestConfig", "IngestReport", "SourceConfig", "ingest", "plan_ingest"]
 
@@ -73,12 +73,13 @@ def plan_ingest(config: IngestConfig) -> Ingest:
     """Lists the sources and joins their labels; no voxel is read and nothing is written.
 
     Raises:
-        ConfigError: no output was named, or it lies in a source.
+        ConfigError: no output was named, it lies in a source, or where Ray deletes it.
         DataError: a source cannot be understood, or the sources do not fit together.
         StorageError: a bucket is missing or forbidden.
     """
     if not config.output:
         raise ConfigError("`output` is empty", "Name the store: --output FOLDER or s3://bucket/store.")
+    require_lasting(config.output, "output")
     output = locate(expand(config.output)).uri
     paths = [source.model_copy(update={"path": expand(source.path)}) for source in config.sources]
     if any(locate(source.path).uri == output for source in paths):

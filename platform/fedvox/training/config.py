@@ -28,27 +28,27 @@ RESUME_INVARIANT = (
 
 
 def expand(uri: str) -> str:
-    """Expands `~` and `$VARIABLES`; `$FEDVOX_HOME` defaults to `~/.fedvox`: one file serves every machine.
-
-    Raises:
-        ConfigError: a variable is not set; a folder called `$SCRATCH` is not what anybody wants.
-    """
+    """Expands `~` and `$VARIABLES`; `$FEDVOX_HOME` defaults to `~/.fedvox`: one file serves every machine."""
     os.environ.setdefault("FEDVOX_HOME", str(Path("~/.fedvox").expanduser()))
-    expanded = os.path.expandvars(uri)
-    if unset := re.search(r"\$(\w+|\{\w+\})", expanded):
-        raise ConfigError(
-            f"{uri}: the environment variable {unset[1].strip('{}')} is not set",
-            "Set it on every node, or write the path out.",
-        )
-    return expanded if "://" in uri else str(Path(expanded).expanduser())
+    return os.path.expandvars(uri) if "://" in uri else str(Path(os.path.expandvars(uri)).expanduser())
 
 
 def require_lasting(uri: str, field: str) -> None:
-    """Refuses a relative folder for the results of a Ray job: Ray deletes a job's working directory after it.
+    """Refuses a place for results where nobody would find them again.
+
+    Args:
+        uri: a folder or address, not yet expanded.
+        field: that names it.
 
     Raises:
-        ConfigError: `uri` is one; `field` names it.
+        ConfigError: a variable in it is not set, and a folder called `$SCRATCH` is not what anybody wants; or it is
+            relative in a Ray job, whose working directory Ray deletes after it.
     """
+    if unset := re.search(r"\$(\w+|\{\w+\})", expand(uri)):
+        raise ConfigError(
+            f"{field}: {uri!r}: the environment variable {unset[1].strip('{}')} is not set",
+            "Set it on every node, or write the path out.",
+        )
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and is_relative(uri):
         raise ConfigError(
             f"{field}: {uri!r} lies in the job's working directory, which Ray deletes when the job ends",

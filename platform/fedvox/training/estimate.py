@@ -243,11 +243,10 @@ def _data_facts(config: DataSection) -> tuple[_DataFacts, list[str]]:
         if config.expect is None or getattr(error, "code", "no_store") != "no_store":
             raise
         expect = config.expect
-        validation = min(
-            config.max_validation_cases or expect.cases, round(config.validation_fraction * expect.cases)
-        )
+        held_out = round(config.validation_fraction * expect.cases)  # the surplus is used by neither side
+        validation = min(config.max_validation_cases or expect.cases, held_out)
         facts = _DataFacts(
-            expect.cases - validation, validation, expect.sources, expect.channels, expect.structures,
+            expect.cases - held_out, validation, expect.sources, expect.channels, expect.structures,
             expect.voxels, int(expect.gib * GIB),
         )  # fmt: skip
         return facts, [

@@ -18,7 +18,7 @@ from fedvox.data.loader import normalize
 from fedvox.data.store import BrickStore
 from fedvox.errors import DamagedCase, DataError
 from fedvox.evaluation.dice import DiceCounts, dice_counts
-from fedvox.inference.sliding_window import SlidingWindow, predict_logits
+from fedvox.inference.sliding_window import SlidingWindow, stream_logits
 from fedvox.training.loss import IGNORE, merge_unannotated
 from fedvox.training.world import World
 
@@ -84,10 +84,12 @@ def predict_case(
             "Hold out labelled cases (data.validation_cases).",
         )
     normalised = torch.as_tensor(normalize(image, store.record(row), store.meta))
+    annotated = torch.as_tensor(store.annotated(row), device=device)[None]
+    # Plane by plane: the logits of a whole CT in 168 structures would take 67 GB.
+    prediction = torch.empty(normalised.shape[1:], dtype=torch.int64)
     with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-        logits = predict_logits(model, normalised, window, device=device)
-    annotated = torch.as_tensor(store.annotated(row), device=logits.device)[None]
-    prediction = merge_unannotated(logits[None], annotated)[0].argmax(0).cpu()
+        for index, logits in enumerate(stream_logits([model], normalised, window, device=device)):
+            prediction[index] = merge_unannotated(logits[None], annotated)[0].argmax(0)
     reference = torch.as_tensor(label.astype(np.int64))
     return image, reference.masked_fill(reference == store.meta.ignore_index, IGNORE), prediction
 

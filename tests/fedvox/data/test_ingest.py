@@ -467,6 +467,13 @@ def test_output_must_be_named_and_lie_elsewhere_than_the_sources(tmp_path):
             plan_ingest(IngestConfig(sources=(str(folder.root),), output=output))
 
 
+def test_a_job_does_not_write_its_store_where_ray_deletes_it(tmp_path, monkeypatch):
+    folder = Folder(tmp_path / "d")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(ConfigError, match=r"output: 'stores/a' lies in the job's working directory"):
+        plan_ingest(IngestConfig(sources=(str(folder.root),), output="stores/a"))
+
+
 # ---- what is resumed ---------------------------------------------------------------------------------------
 
 

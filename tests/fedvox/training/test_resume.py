@@ -14,7 +14,7 @@ from fedvox.config import validate
 from fedvox.data.records import StoreMeta
 from fedvox.data.store_writer import StoreWriter
 from fedvox.errors import CheckpointError, ConfigError, DataError, Preempted
-from fedvox.training.config import PretrainConfig, expand, require_lasting
+from fedvox.training.config import PretrainConfig, require_lasting
 from fedvox.training.loop import train
 from fedvox.training.ray_shell import anchored
 from fedvox.training.run_directory import MetricsLog, RunDirectory
@@ -172,8 +172,8 @@ def test_cases_without_labels_are_never_held_out(tmp_path):
 def test_a_variable_that_is_not_set_is_no_folder_name(monkeypatch):
     monkeypatch.delenv("NOWHERE", raising=False)
     for uri in ("$NOWHERE/runs", "s3://${NOWHERE}/runs"):
-        with pytest.raises(ConfigError, match="NOWHERE is not set"):
-            expand(uri)
+        with pytest.raises(ConfigError, match=r"storage: .*NOWHERE is not set"):
+            require_lasting(uri, "storage")
 
 
 def test_results_are_not_left_in_a_folder_that_ray_deletes(monkeypatch):

@@ -2,12 +2,15 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from fedvox.data.normalize import normalize
 from fedvox.data.records import StoreMeta
 from fedvox.data.store import BrickStore
 from fedvox.data.store_writer import StoreWriter
-from fedvox.inference.sliding_window import SlidingWindow
-from fedvox.training.validation import validate
+from fedvox.inference.sliding_window import SlidingWindow, predict_logits
+from fedvox.training.loss import merge_unannotated
+from fedvox.training.validation import predict_case, validate
 from fedvox.training.world import World
 
 SHAPE = (20, 18, 22)
@@ -54,6 +57,33 @@ def test_dice_per_case_and_structure_is_counted_by_hand(folder):
     assert np.isnan(found.dice[1, 2])  # nobody annotated it there
     assert found.per_structure == pytest.approx({"a": a, "b": 0.0})
     assert found.mean_foreground == pytest.approx(a / 2)
+
+
+class Largest(TorchDispatchMode):
+    """Numbers in the largest tensor that is made meanwhile."""
+
+    found = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.found = max(self.found, made.untyped_storage().nbytes() // made.element_size())
+        return made
+
+
+@pytest.mark.parametrize("row", [0, 1])
+def test_a_case_is_judged_plane_by_plane_with_the_labels_of_its_whole_logits(folder, row):
+    """The logits of a whole CT in 168 structures would take 67 GB."""
+    store = BrickStore.open(str(folder))
+    torch.manual_seed(0)
+    network, window = nn.Conv3d(1, 3, 3, padding=1), SlidingWindow((8, 8, 8))
+    image, _ = store.read_patch(row, (0, 0, 0), SHAPE)
+    logits = predict_logits(network, torch.as_tensor(normalize(image, store.record(row), store.meta)), window)
+    whole = merge_unannotated(logits[None], torch.as_tensor(store.annotated(row))[None])[0].argmax(0)
+    with Largest() as largest:
+        _, _, prediction = predict_case(network, store, row, window, torch.device("cpu"))
+    assert torch.equal(prediction, whole)
+    assert largest.found < logits.numel()
 
 
 def test_the_mode_of_the_network_is_given_back(folder):
