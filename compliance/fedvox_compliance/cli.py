@@ -15,14 +15,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import click
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperArgument, TyperGroup
 
 from fedvox_compliance import __version__
 from fedvox_compliance.errors import ComplianceError
+
+typer.core.HAS_RICH = False  # help in plain lines for all commands, whatever is installed beside it
 
 DISCLAIMER = (
     "Self-assessment aid. Not legal advice, not an audit, not a certification and no proof of compliance with any law "
@@ -96,8 +98,10 @@ class LazyCommands(TyperGroup):
         if entry is None:
             return None
         found: typer.Typer = import_module(f"fedvox_compliance.{entry.module}").app
-        group = typer.main.get_group(found)
-        return group.commands.get(cmd_name)
+        command = typer.main.get_group(found).commands.get(cmd_name)
+        if command is not None:
+            _complete(command)
+        return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -116,6 +120,27 @@ class LazyCommands(TyperGroup):
         for section in dict.fromkeys(c.section for c in COMMANDS.values()):
             with formatter.section(section):
                 formatter.write_dl([(n, c.help) for n, c in COMMANDS.items() if c.section == section])
+
+
+def _complete(command: click.Command) -> None:
+    """Give a command, and those of its group, what all have in common.
+
+    Every command takes `--no-input`, so that a script need not know which ones could ask. And arguments get their help
+    back, which typer 0.20 loses under click 8.4 and later, where arguments have a help text of their own.
+    """
+    if isinstance(command, click.Group):
+        for part in command.commands.values():
+            _complete(part)
+        return
+    if not any("--no-input" in p.opts for p in command.params):
+        never = "Never ask; this command never does."
+        command.params.append(click.Option(["--no-input"], is_flag=True, expose_value=False, help=never))
+    hints = get_type_hints(command.callback, include_extras=True) if command.callback else {}
+    for parameter in command.params:
+        said = getattr(hints.get(parameter.name or ""), "__metadata__", ())
+        if isinstance(parameter, TyperArgument) and said:
+            parameter.help = said[0].help
+    vars(command)["format_arguments"] = lambda *_: None  # click's own list of them; typer writes one as well
 
 
 app = typer.Typer(
@@ -147,6 +172,7 @@ def _root(
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command and leave with its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _speak_plainly_where_needed()
     try:
         code = app(args=arguments, prog_name="fedvox-compliance", standalone_mode=False)
         if code == _STOPPED:  # typer turns Ctrl-C into this
@@ -158,6 +184,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         _report(error, as_json="--json" in arguments)
         raise SystemExit(error.exit_code) from None
     except click.ClickException as error:
+        if "--json" in arguments:
+            _write_json("UsageError", error.format_message(), "See the command's --help.", 2)
         error.show()
         raise SystemExit(2) from None
     except (click.Abort, KeyboardInterrupt):
@@ -177,14 +205,27 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _report(error: ComplianceError, *, as_json: bool) -> None:
     if as_json:
-        import json
-
-        found: dict[str, Any] = {
-            "schema": "fedvox.error/1",
-            "error": type(error).__name__,
-            "message": error.message,
-            "remedy": error.remedy,
-            "exit_code": error.exit_code,
-        }
-        sys.stdout.write(json.dumps(found, ensure_ascii=False) + "\n")
+        _write_json(type(error).__name__, error.message, error.remedy, error.exit_code)
     sys.stderr.write(f"Error: {error}\n")
+
+
+def _write_json(name: str, message: str, remedy: str, exit_code: int) -> None:
+    import json
+
+    found: dict[str, Any] = {
+        "schema": "fedvox.error/1",
+        "error": name,
+        "message": message,
+        "remedy": remedy,
+        "exit_code": exit_code,
+    }
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+def _speak_plainly_where_needed() -> None:
+    """On a terminal or pipe that is not UTF-8, show what it lacks in its own letters instead of failing over it."""
+    for stream in (sys.stdout, sys.stderr):
+        if (stream.encoding or "").lower().replace("-", "") != "utf8" and hasattr(stream, "reconfigure"):
+            from fedvox_compliance.terminal import PLAIN_LETTERS
+
+            stream.reconfigure(errors=PLAIN_LETTERS)

@@ -40,7 +40,7 @@ def new(
     json: JsonOption = False,
 ) -> None:
     """Start an assessment in a new folder that only you can read."""
-    from fedvox_compliance.interface import load_interface
+    from fedvox_compliance.interface import format_date, load_interface
     from fedvox_compliance.workspace import Workspace
 
     say = load_interface(language)
@@ -68,7 +68,7 @@ def new(
         scope=len(catalogue.scope_questions),
         gates=len(catalogue.gates),
         version=catalogue.version,
-        law=catalogue.law_as_of,
+        law=format_date(catalogue.law_as_of, language),
     )
     emit(result, text, as_json=json)
 
@@ -106,7 +106,13 @@ def answer(
 
     say = load_interface(language)
     space = Workspace.open(folder)
-    selection = Selection(quick, _only(only), _theme(space.catalogue.themes, theme), framework, owner)
+    selection = Selection(
+        quick,
+        _only(only),
+        _theme(space.catalogue.themes, theme),
+        _framework(tuple(space.catalogue.frameworks), framework),
+        _owner(space, owner),
+    )
     if not no_input:
         show_disclaimer(language)
         asking = Asking(require_author(author), selection, maturity, documents)
@@ -132,6 +138,22 @@ def _theme(themes: tuple[str, ...], text: str | None) -> str | None:
 
     if text is not None and text not in themes:
         raise UsageError(f"there is no theme {text!r}", f"Choose one of {', '.join(themes)}.")
+    return text
+
+
+def _framework(frameworks: tuple[str, ...], text: str | None) -> str | None:
+    from fedvox_compliance.errors import UsageError
+
+    if text is not None and text not in frameworks:
+        raise UsageError(f"there is no framework {text!r}", f"Choose one of {', '.join(frameworks)}.")
+    return text
+
+
+def _owner(space: Workspace, text: str | None) -> str | None:
+    from fedvox_compliance.exchange import owned_by
+
+    if text is not None:
+        owned_by(space.assessment, space.catalogue, text)  # refuses an owner of nothing
     return text
 
 

@@ -30,7 +30,7 @@ RecordArgument = Annotated[Path, typer.Argument(help="The working paper.", show_
 _CHOICES = {"1": "confirmed", "2": "not_shown", "3": "false"}
 
 
-@app.command()
+@app.command(epilog="Example: fedvox-compliance assess commit nonce")
 def commit(
     nonce: Annotated[Path, typer.Argument(help="Where the secret nonce goes.", show_default=False)],
     as_json: JsonOption = False,
@@ -54,7 +54,9 @@ def commit(
     )
 
 
-@app.command()
+@app.command(
+    epilog=("Example: fedvox-compliance assess start clinic-a paper.json --nonce nonce --assessor 'Dr. A'"),
+)
 def start(
     folder: FolderArgument,
     record: RecordArgument,
@@ -80,7 +82,8 @@ def start(
         folder, space.catalogue, assessor=assessor, nonce=load_nonce(nonce), on=day_or_today(on), share=share
     )
     save_record(paper, record)
-    power = detection_probability(paper.population, paper.population // 10, len(paper.drawn))
+    false = -(-paper.population // 10)  # one in ten, and never none
+    power = detection_probability(paper.population, false, len(paper.drawn))
     text = (
         f"{record}: {len(paper.gates)} gates and {len(paper.drawn)} of {paper.population} other answers of "
         f"{paper.clinic}.\nIf one in ten were false, the random part would hold one with probability {power:.0%}."
@@ -88,7 +91,7 @@ def start(
     emit(_status(paper), text, as_json=as_json)
 
 
-@app.command()
+@app.command(epilog="Example: fedvox-compliance assess check clinic-a paper.json")
 def check(
     folder: FolderArgument,
     record: RecordArgument,
@@ -123,7 +126,13 @@ def check(
     tell(_status_text(paper))
 
 
-@app.command("record")
+@app.command(
+    "record",
+    epilog=(
+        "Example: fedvox-compliance assess record clinic-a paper.json GDPR.6.1 not_shown --note "
+        "'the contract is not signed'"
+    ),
+)
 def record_one(
     folder: FolderArgument,
     record: RecordArgument,
@@ -145,7 +154,7 @@ def record_one(
     emit(_status(changed), _status_text(changed), as_json=as_json)
 
 
-@app.command()
+@app.command(epilog="Example: fedvox-compliance assess extend clinic-a paper.json")
 def extend(folder: FolderArgument, record: RecordArgument, as_json: JsonOption = False) -> None:
     """Double the random part, after too much of it was not shown."""
     from fedvox_compliance import assess
@@ -158,7 +167,7 @@ def extend(folder: FolderArgument, record: RecordArgument, as_json: JsonOption =
     emit(_status(changed), _status_text(changed), as_json=as_json)
 
 
-@app.command()
+@app.command(epilog="Example: fedvox-compliance assess status clinic-a paper.json")
 def status(
     folder: FolderArgument,
     record: RecordArgument,
@@ -186,7 +195,11 @@ def status(
     emit(value, text, as_json=as_json)
 
 
-@app.command()
+@app.command(
+    epilog=(
+        "Example: fedvox-compliance assess countersign clinic-a paper.json attestation.json --key second.pem"
+    ),
+)
 def countersign(
     folder: FolderArgument,
     record: RecordArgument,
@@ -195,6 +208,7 @@ def countersign(
     ],
     key: KeyOption,
     no_input: NoInputOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Add a second signature, after coming to the same result from the same answers and findings."""
     from fedvox_compliance import attestation
@@ -208,7 +222,9 @@ def countersign(
     statement = attestation.read_unverified(data)
     require_agreement(statement, load_record(record), folder, Workspace.open(folder).catalogue)
     write_atomic(envelope, attestation.countersign(data, signing_key(key, no_input=no_input)), mode=0o644)
-    tell(f"{envelope}: countersigned, serial {statement.predicate.serial}")
+    serial = statement.predicate.serial
+    value = {"schema": "fedvox.countersigned/1", "file": str(envelope), "serial": serial}
+    emit(value, f"{envelope}: countersigned, serial {serial}", as_json=as_json)
 
 
 def _describe(space: Workspace, control_id: str, language: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedvox_compliance.cli_assess import app as assess_app
-from fedvox_compliance.cli_common import JsonOption, NoInputOption, emit, tell
+from fedvox_compliance.cli_common import JsonOption, NoInputOption, emit
 from fedvox_compliance.cli_trust import (
     KeyOption,
     RootOption,
@@ -39,7 +39,7 @@ NodeOption = Annotated[
 EnvelopeArgument = Annotated[Path, typer.Argument(help="The attestation.", show_default=False)]
 
 
-@app.command()
+@app.command(epilog="Example: fedvox-compliance keygen assessor.pem")
 def keygen(
     path: Annotated[
         Path, typer.Argument(help="Where the private key goes; the public one gets .pub.", show_default=False)
@@ -61,7 +61,12 @@ def keygen(
     emit(value, f"{path}.pub  {public.key_id}", as_json=as_json)
 
 
-@app.command()
+@app.command(
+    epilog=(
+        "Example: fedvox-compliance sign clinic-a --record paper.json --key assessor.pem --study S "
+        "--node-key node.pub -o att.json"
+    ),
+)
 def sign(
     folder: Annotated[Path, typer.Argument(help="The clinic's folder, as submitted.", show_default=False)],
     record: Annotated[
@@ -94,9 +99,12 @@ def sign(
     from fedvox_compliance.assess import Purpose, attest
     from fedvox_compliance.assessor_record import load_record
     from fedvox_compliance.attestation import issue
+    from fedvox_compliance.errors import UsageError
     from fedvox_compliance.files import write_atomic
     from fedvox_compliance.workspace import Workspace
 
+    if output.exists():
+        raise UsageError(f"{output}: exists already", "It may hold others' signatures; choose another name.")
     if previous is not None:
         _require_continuity(folder, previous)
     paper, catalogue = load_record(record), Workspace.open(folder).catalogue
@@ -114,7 +122,12 @@ def sign(
     emit(value, text, as_json=as_json)
 
 
-@app.command()
+@app.command(
+    epilog=(
+        "Example: fedvox-compliance verify att.json --store trust.json --root root.pem.pub --study "
+        "S --node-key node.pub --clinic 'Clinic A'"
+    ),
+)
 def verify(
     envelope: EnvelopeArgument,
     store: StoreOption,
@@ -150,7 +163,12 @@ def verify(
     emit(_verified_to_dict(verified), _verified_text(verified), as_json=as_json)
 
 
-@app.command()
+@app.command(
+    epilog=(
+        "Example: fedvox-compliance revoke 0123456789abcdef0123456789abcdef --store trust.json "
+        "--root root.pem.pub --key root.pem"
+    ),
+)
 def revoke(
     serial: Annotated[str, typer.Argument(help="The attestation's serial, 32 digits.", show_default=False)],
     store: StoreOption,
@@ -158,6 +176,7 @@ def revoke(
     key: KeyOption,
     note: Annotated[str, typer.Option("--note", help="Why.")] = "",
     no_input: NoInputOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Withdraw one attestation; servers refuse it from their next trust store on."""
     from fedvox_compliance.trust_file import revoke_serial
@@ -165,7 +184,13 @@ def revoke(
     now = present()
     changed = revoke_serial(open_store(store, root, now=now, allow_stale=True), serial, now, note)
     sign_store(store, changed, key, no_input=no_input)
-    tell(f"{store}: sequence {changed.sequence}, {serial} withdrawn")
+    value = {
+        "schema": "fedvox.revoked/1",
+        "store": str(store),
+        "sequence": changed.sequence,
+        "serial": serial,
+    }
+    emit(value, f"{store}: sequence {changed.sequence}, {serial} withdrawn", as_json=as_json)
 
 
 def _require_continuity(folder: Path, previous: Path) -> None:

@@ -43,16 +43,25 @@ def frameworks(
 
 def _overview(catalogue: Catalogue, say: Messages) -> list[str]:
     from fedvox_compliance.catalogue import list_overlays, list_profiles
+    from fedvox_compliance.interface import format_date
 
     lines = [say("cli.profiles", names=", ".join(list_profiles()))]
     lines.append(
-        say("cli.catalogue", version=catalogue.version, sha256=catalogue.sha256, law=catalogue.law_as_of)
+        say(
+            "cli.catalogue",
+            version=catalogue.version,
+            sha256=catalogue.sha256,
+            law=format_date(catalogue.law_as_of, say.language),
+        )
     )
     for framework in catalogue.frameworks.values():
         count = sum(c.framework == framework.id for c in catalogue.controls.values())
-        lines.append(f"  {framework.id}: {framework.title} ({count}) – {framework.edition}")
+        title, edition = say.framework(framework)
+        lines.append(f"  {framework.id}: {title} ({count}) – {edition}")
     lines.append(say("cli.overlays"))
-    lines += [f"  {o.id}: {o.title} [{o.status}]" for o in list_overlays().values()]
+    for overlay in list_overlays().values():
+        title, status = say.overlay(overlay)
+        lines.append(f"  {overlay.id}: {title} [{status}]")
     return lines
 
 
@@ -83,7 +92,7 @@ def _value(catalogue: Catalogue, say: Messages, *, controls: bool, scope: bool) 
                 "title": say.title(c),
                 "question": say.question(c),
                 "guidance": say.guidance(c),
-                "evidence": list(c.evidence),
+                "evidence": list(say.expected(c)),
                 "obligation": c.obligation.value,
                 "theme": c.theme,
                 "severity": c.severity,

@@ -72,7 +72,8 @@ def require_author(author: str | None, *, no_input: bool = False) -> str:
 def emit(value: Mapping[str, Any], text: str, *, as_json: bool) -> None:
     """Write a result to stdout, as JSON or as text for people."""
     if as_json:
-        sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+        all_letters = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+        sys.stdout.write(json.dumps(value, ensure_ascii=not all_letters, indent=1) + "\n")
     else:
         _write(sys.stdout, text.rstrip("\n"))
 

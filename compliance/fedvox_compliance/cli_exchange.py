@@ -107,7 +107,8 @@ def export(
         force=force,
     )
     if str(file) == "-":
-        sys.stdout.write(data.decode("utf-8"))
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)  # UTF-8 like every file, whatever the terminal's letters are
         return
     write_atomic(file, data)
     count = len(space.catalogue.controls) if only is None else len(only)
@@ -134,6 +135,7 @@ def import_answers(
 
     side, decided = _sides(prefer, take)
     space, name = Workspace.open(folder), require_author(author, no_input=True)
+    _require_known(space, decided)
     sheets = [read_sheet(file) for file in files]  # all are readable before the first is taken in
     reports = [
         import_sheet(space, sheet, author=name, prefer=side, decided=decided, documents=documents)
@@ -162,6 +164,7 @@ def merge(
 
     side, decided = _sides(prefer, take)
     space = Workspace.open(folder)
+    _require_known(space, decided)
     report = merge_folders(
         space, other, author=require_author(author, no_input=True), prefer=side, decided=decided
     )
@@ -214,6 +217,14 @@ def _sides(prefer: str | None, take: list[str] | None) -> tuple[Side | None, dic
         )
     decided: dict[str, Side] = {where: "ours" if side == "ours" else "theirs" for where, _, side in pairs}
     return ("ours" if prefer == "ours" else "theirs") if prefer else None, decided
+
+
+def _require_known(space: Workspace, decided: dict[str, Side]) -> None:
+    """A conflict that is decided by a mistyped id would silently stay open."""
+    for where in decided:
+        name = where.removeprefix("scope.")
+        if where == name or name not in space.catalogue.scope_questions:
+            space.catalogue.control(where)
 
 
 def _report(reports: dict[str, MergeReport], language: str, *, as_json: bool) -> None:

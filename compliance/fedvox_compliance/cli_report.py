@@ -44,7 +44,7 @@ class Form(StrEnum):
 _SUFFIX = {Form.HTML: ".html", Form.PDF: ".pdf", Form.JSON: ".json", Form.OSCAL: ".oscal.json"}
 
 
-@app.command()
+@app.command(epilog="Example: fedvox-compliance report clinic-a --format html -o clinic-a.html")
 def report(
     folder: FolderArgument,
     form: Annotated[Form, typer.Option("--format", "-f", help="html, pdf, json or oscal.")] = Form.HTML,
@@ -54,10 +54,7 @@ def report(
     on: OnOption = None,
     language: LanguageOption = "en",
 ) -> None:
-    """Write a report: HTML for screen and paper, PDF, JSON, or OSCAL assessment results.
-
-    Example: fedvox-compliance report clinic-a --format html -o clinic-a.html
-    """
+    """Write a report: HTML for screen and paper, PDF, JSON, or OSCAL assessment results."""
     from fedvox_compliance.files import write_atomic
     from fedvox_compliance.report import build_view
     from fedvox_compliance.scoring import score
@@ -86,7 +83,9 @@ def _render(view: ReportView, form: Form) -> bytes:
     return renderers[form](view).encode("utf-8")
 
 
-@app.command()
+@app.command(
+    epilog="Examples: fedvox-compliance diff clinic-a --from 2026-05-01; fedvox-compliance diff last-year this-year"
+)
 def diff(
     before: Annotated[Path, typer.Argument(help="The assessment, or the older of two.", show_default=False)],
     after: Annotated[Path | None, typer.Argument(help="The newer one.", show_default=False)] = None,
@@ -97,10 +96,7 @@ def diff(
     language: LanguageOption = "en",
     as_json: JsonOption = False,
 ) -> None:
-    """Compare an assessment on two dates, or two assessments, and say what each change did to the score.
-
-    Examples: fedvox-compliance diff clinic-a --from 2026-05-01; fedvox-compliance diff last-year this-year
-    """
+    """Compare an assessment on two dates, or two assessments, and say what each change did to the score."""
     from fedvox_compliance.diff import compare, diff_to_dict
     from fedvox_compliance.errors import UsageError
 

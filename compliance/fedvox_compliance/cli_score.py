@@ -96,6 +96,8 @@ def score(
     unknown = set(require or ()) - {"eligible", "complete", "current"}
     if unknown:
         raise UsageError(f"--require {unknown.pop()!r}", "Choose eligible, complete or current.")
+    if threshold is not None and not 0 <= threshold <= 1:  # nan passes the option's own limits
+        raise UsageError(f"--threshold is {threshold}", "Give a number from 0 to 1.")
     show_disclaimer(language)
     space = Workspace.open(folder)
     report = compute(space.assessment, space.catalogue, on=day_or_today(on))

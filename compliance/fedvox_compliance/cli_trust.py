@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -52,7 +52,9 @@ def sign_store(path: Path, store: TrustStore, key: Path, *, no_input: bool) -> N
     save_trust_store(path, store, signing_key(key, no_input=no_input))
 
 
-@app.command()
+@app.command(
+    epilog=("Example: fedvox-compliance trust init --store trust.json --key root.pem --name 'Study office'"),
+)
 def init(
     store: StoreOption,
     key: KeyOption,
@@ -61,6 +63,7 @@ def init(
         int, typer.Option("--signatures", min=1, max=9, help="Assessors who must sign.")
     ] = 1,
     no_input: NoInputOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Start a trust store, signed by the root key."""
     from fedvox_compliance.errors import UsageError
@@ -68,11 +71,15 @@ def init(
 
     if store.exists():
         raise UsageError(f"{store}: exists already", "Change it with `trust add` and the other commands.")
-    sign_store(store, new_store(name, present(), required_signatures=signatures), key, no_input=no_input)
-    tell(f"{store}: sequence 1")
+    _change(store, new_store(name, present(), required_signatures=signatures), key, no_input, as_json)
 
 
-@app.command()
+@app.command(
+    epilog=(
+        "Example: fedvox-compliance trust add a.pem.pub --store trust.json --root root.pem.pub "
+        "--key root.pem --name 'Dr. A' --until 2027-11-24"
+    ),
+)
 def add(
     public: Annotated[Path, typer.Argument(help="The assessor's .pub file.", show_default=False)],
     store: StoreOption,
@@ -85,25 +92,36 @@ def add(
     role: Annotated[list[str] | None, typer.Option("--role", help="assessor, reviewer or observer.")] = None,
     study: Annotated[list[str] | None, typer.Option("--study", help="Only for these studies.")] = None,
     no_input: NoInputOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Trust another assessor's key."""
+    from pydantic import ValidationError
+
+    from fedvox_compliance.errors import UsageError
+    from fedvox_compliance.files import describe_problems
     from fedvox_compliance.keys import load_public_key
     from fedvox_compliance.trust import Role, TrustedKey
     from fedvox_compliance.trust_file import add_key
 
     now = present()
-    new = TrustedKey(
-        public_key=load_public_key(public).base64,
-        name=name,
-        roles=tuple(_role(r) for r in role or [Role.ASSESSOR.value]),
-        valid_from=now,
-        valid_until=_end_of(until),
-        studies=tuple(study or ()),
-    )
-    _change(store, add_key(open_store(store, root, now=now, allow_stale=True), new, now), key, no_input)
+    roles = tuple(_role(r) for r in role or [Role.ASSESSOR.value])
+    public_key, end = load_public_key(public).base64, _end_of(until, now)
+    try:
+        new = TrustedKey(
+            public_key=public_key,
+            name=name,
+            roles=roles,
+            valid_from=now,
+            valid_until=end,
+            studies=tuple(study or ()),
+        )
+    except ValidationError as wrong:
+        raise UsageError(describe_problems(wrong, "trust add"), "Correct it and try again.") from None
+    changed = add_key(open_store(store, root, now=now, allow_stale=True), new, now)
+    _change(store, changed, key, no_input, as_json)
 
 
-@app.command()
+@app.command(epilog="Example: fedvox-compliance trust endorse new.pem.pub --key old.pem -o word.json")
 def endorse(
     new: Annotated[Path, typer.Argument(help="The new .pub file.", show_default=False)],
     key: KeyOption,
@@ -111,6 +129,7 @@ def endorse(
         Path, typer.Option("--output", "-o", help="Where the rotation goes.", show_default=False)
     ],
     no_input: NoInputOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """As an assessor: let the old key sign for the new one. Send the result to the coordinator."""
     from fedvox_compliance.files import write_atomic
@@ -119,10 +138,21 @@ def endorse(
 
     word = Rotation.make(signing_key(key, no_input=no_input), load_public_key(new), present())
     write_atomic(output, word.model_dump_json(indent=1).encode() + b"\n", mode=0o644)
-    tell(f"{output}: {word.old.key_id[:16]}… vouches for {word.new.key_id[:16]}…")
+    value = {
+        "schema": "fedvox.rotation/1",
+        "file": str(output),
+        "old": word.old.key_id,
+        "new": word.new.key_id,
+    }
+    _say(value, f"{output}: {word.old.key_id[:16]}… vouches for {word.new.key_id[:16]}…", as_json)
 
 
-@app.command()
+@app.command(
+    epilog=(
+        "Example: fedvox-compliance trust rotate word.json --store trust.json --root root.pem.pub "
+        "--key root.pem --until 2028-11-24"
+    ),
+)
 def rotate(
     rotation: Annotated[
         Path, typer.Argument(help="The file that `trust endorse` wrote.", show_default=False)
@@ -132,6 +162,7 @@ def rotate(
     key: KeyOption,
     until: Annotated[str, typer.Option("--until", help="Last day of the new key.", show_default=False)],
     no_input: NoInputOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """As the coordinator: let an endorsed key take the old one's place, which is retired."""
     from pydantic import ValidationError
@@ -146,11 +177,18 @@ def rotate(
     except ValidationError:
         raise UsageError(f"{rotation}: not a rotation", "Name the file that `trust endorse` wrote.") from None
     now = present()
-    changed = add_rotated_key(open_store(store, root, now=now, allow_stale=True), word, _end_of(until), now)
-    _change(store, changed, key, no_input)
+    end = _end_of(until, now)
+    changed = add_rotated_key(open_store(store, root, now=now, allow_stale=True), word, end, now)
+    _change(store, changed, key, no_input, as_json)
 
 
-@app.command("revoke-key")
+@app.command(
+    "revoke-key",
+    epilog=(
+        "Example: fedvox-compliance trust revoke-key 1a2b3c4d5e6f7a8b --store trust.json --root "
+        "root.pem.pub --key root.pem --compromised"
+    ),
+)
 def revoke_one_key(
     key_id: Annotated[str, typer.Argument(help="The key's id, or its first 16 digits.", show_default=False)],
     store: StoreOption,
@@ -161,6 +199,7 @@ def revoke_one_key(
     ] = False,
     note: Annotated[str, typer.Option("--note", help="Why.")] = "",
     no_input: NoInputOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Revoke a key: retired (older signatures stay) or compromised (none does)."""
     from fedvox_compliance.trust import RevocationReason
@@ -169,19 +208,34 @@ def revoke_one_key(
     now = present()
     reason = RevocationReason.COMPROMISED if compromised else RevocationReason.RETIRED
     changed = revoke_key(open_store(store, root, now=now, allow_stale=True), key_id, reason, now, note)
-    _change(store, changed, key, no_input)
+    _change(store, changed, key, no_input, as_json)
 
 
-@app.command()
-def renew(store: StoreOption, root: RootOption, key: KeyOption, no_input: NoInputOption = False) -> None:
+@app.command(
+    epilog=("Example: fedvox-compliance trust renew --store trust.json --root root.pem.pub --key root.pem"),
+)
+def renew(
+    store: StoreOption,
+    root: RootOption,
+    key: KeyOption,
+    no_input: NoInputOption = False,
+    as_json: JsonOption = False,
+) -> None:
     """Sign the store afresh for another 90 days."""
     from fedvox_compliance import trust_file
 
     now = present()
-    _change(store, trust_file.renew(open_store(store, root, now=now, allow_stale=True), now), key, no_input)
+    changed = trust_file.renew(open_store(store, root, now=now, allow_stale=True), now)
+    _change(store, changed, key, no_input, as_json)
 
 
-@app.command("rotate-root")
+@app.command(
+    "rotate-root",
+    epilog=(
+        "Example: fedvox-compliance trust rotate-root --store trust.json --root root.pem.pub --key "
+        "root.pem --new-key new-root.pem"
+    ),
+)
 def rotate_root_key(
     store: StoreOption,
     root: RootOption,
@@ -190,6 +244,7 @@ def rotate_root_key(
         Path, typer.Option("--new-key", help="The new root key (private).", show_default=False)
     ],
     no_input: NoInputOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Replace the root key. Servers that pin the old one follow by its signature; give them the new one soon."""
     from fedvox_compliance.trust_file import rotate_root, save_trust_store
@@ -198,10 +253,11 @@ def rotate_root_key(
     old, new = signing_key(key, no_input=no_input), signing_key(new_key, no_input=no_input)
     changed = rotate_root(open_store(store, root, now=now, allow_stale=True), old, new.public, now)
     save_trust_store(store, changed, new)
-    tell(f"{store}: sequence {changed.sequence}, root key {new.public.key_id[:16]}…")
+    value = _stored(store, changed) | {"root_key": new.public.key_id}
+    _say(value, f"{store}: sequence {changed.sequence}, root key {new.public.key_id[:16]}…", as_json)
 
 
-@app.command()
+@app.command(epilog="Example: fedvox-compliance trust show --store trust.json --root root.pem.pub")
 def show(store: StoreOption, root: RootOption, as_json: JsonOption = False) -> None:
     """List what the store trusts, and what it has revoked."""
     found = open_store(store, root, now=present(), allow_stale=True)
@@ -216,9 +272,21 @@ def show(store: StoreOption, root: RootOption, as_json: JsonOption = False) -> N
     emit(found.model_dump(mode="json", by_alias=True), "\n".join(lines), as_json=as_json)
 
 
-def _change(path: Path, store: TrustStore, key: Path, no_input: bool) -> None:
+def _change(path: Path, store: TrustStore, key: Path, no_input: bool, as_json: bool) -> None:
     sign_store(path, store, key, no_input=no_input)
-    tell(f"{path}: sequence {store.sequence}")
+    _say(_stored(path, store), f"{path}: sequence {store.sequence}", as_json)
+
+
+def _stored(path: Path, store: TrustStore) -> dict[str, Any]:
+    return {"schema": "fedvox.trust-changed/1", "store": str(path), "sequence": store.sequence}
+
+
+def _say(value: dict[str, Any], text: str, as_json: bool) -> None:
+    """A file was written: as JSON that is a result, in words it is something said about the work."""
+    if as_json:
+        emit(value, text, as_json=True)
+    else:
+        tell(text)
 
 
 def _role(name: str) -> Role:
@@ -231,6 +299,12 @@ def _role(name: str) -> Role:
         raise UsageError(f"there is no role {name!r}", f"Choose from {', '.join(Role)}.") from None
 
 
-def _end_of(day: str) -> dt.datetime:
+def _end_of(day: str, now: dt.datetime) -> dt.datetime:
+    """The last second of a day to come."""
+    from fedvox_compliance.errors import UsageError
+
     last = parse_day(day, "--until")
-    return dt.datetime(last.year, last.month, last.day, 23, 59, 59, tzinfo=dt.UTC)
+    end = dt.datetime(last.year, last.month, last.day, 23, 59, 59, tzinfo=dt.UTC)
+    if end <= now:
+        raise UsageError(f"--until: {day} is past", "Give a day to come.")
+    return end

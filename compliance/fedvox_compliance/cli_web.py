@@ -11,7 +11,7 @@ from fedvox_compliance.cli_common import FolderArgument, LanguageOption, show_di
 app = typer.Typer(rich_markup_mode=None)
 
 
-@app.command()
+@app.command(epilog="Example: fedvox-compliance serve clinic-a --language de --open")
 def serve(
     folder: FolderArgument,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes any free port.")] = 0,

@@ -172,7 +172,7 @@ class Dialogue:
 
     def _help(self, control: Control) -> str:
         say = self._say
-        lines = [say.guidance(control), say("ask.expects", items=", ".join(control.evidence))]
+        lines = [say.guidance(control), say("ask.expects", items=", ".join(say.expected(control)))]
         if control.alternative_allowed:
             lines.append(say("ask.addressable"))
         related = [
@@ -257,7 +257,7 @@ class Dialogue:
                 described = _describe(suggestion.document, self._say)
                 self._terminal.say(f"  {number}  {described}, {suggestion.source}", "choice")
             prompt = self._say("ask.document_or_number" if offered else "ask.document")
-            typed = self._text(prompt, self._say("ask.expects", items=", ".join(control.evidence)))
+            typed = self._text(prompt, self._say("ask.expects", items=", ".join(self._say.expected(control))))
             if typed in ("", "s"):
                 return
             if typed in ("b", "q"):  # the letters of the other prompts; no document has such a name

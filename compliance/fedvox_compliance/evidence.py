@@ -25,11 +25,12 @@ MAX_EVIDENCE_BYTES = 256 * 2**20
 
 
 class EvidenceState(StrEnum):
-    """What became of a document's file."""
+    """What became of a document's file. One that cannot be read shows nothing, like one that is missing."""
 
     UNCHANGED = "unchanged"
     CHANGED = "changed"
     MISSING = "missing"
+    UNREADABLE = "unreadable"
 
 
 def copy_into_folder(folder: Path, file: Path, *, keep_name: bool = False) -> tuple[str, str]:
@@ -110,7 +111,11 @@ def state_of(document: Evidence, folder: Path) -> EvidenceState:
     path = inside(folder, document.path)
     if path is None:
         return EvidenceState.MISSING
-    return EvidenceState.UNCHANGED if sha256_of_file(path) == document.sha256 else EvidenceState.CHANGED
+    try:
+        digest = sha256_of_file(path)
+    except OSError:
+        return EvidenceState.UNREADABLE
+    return EvidenceState.UNCHANGED if digest == document.sha256 else EvidenceState.CHANGED
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedvox_compliance.errors import ComplianceError
+from fedvox_compliance.errors import ComplianceError, UsageError
 
 _WAIT_S = 10.0
 
@@ -20,8 +20,17 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
     Raises:
         ComplianceError: another program holds it for longer than ten seconds.
+        UsageError: the folder cannot be written to. Nothing has been tried yet: a history file that can be written in
+            a folder that cannot would otherwise take a change whose command then reports failure.
     """
-    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"{folder}: cannot be written to", "Check your rights on the folder.")
+    try:
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as wrong:
+        raise UsageError(
+            f"{folder}: cannot be locked: {wrong.strerror}", "Check your rights on the folder."
+        ) from None
     try:
         deadline = time.monotonic() + _WAIT_S
         while not _try_lock(handle):

@@ -7,14 +7,14 @@ English and marked, so a missing translation is seen rather than guessed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
 from typing import Any
 
 import yaml
 
-from fedvox_compliance.catalogue import Control, ScopeQuestion
+from fedvox_compliance.catalogue import Control, Framework, Overlay, ScopeQuestion
 from fedvox_compliance.errors import UsageError
 from fedvox_compliance.rules import Broken
 
@@ -37,6 +37,7 @@ class Messages:
     _english: Mapping[str, str]
     _controls: Mapping[str, Mapping[str, str]]
     _scope: Mapping[str, str]
+    _catalogue: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, key: str, **values: object) -> str:
         """The text of a key, with its placeholders filled in.
@@ -71,6 +72,34 @@ class Messages:
             return question.question
         return self._scope.get(question.id) or _UNTRANSLATED + question.question
 
+    def expected(self, control: Control) -> tuple[str, ...]:
+        """What an assessor would expect to be shown."""
+        return tuple(self._of_catalogue(item, "evidence", item) for item in control.evidence)
+
+    def framework(self, framework: Framework) -> tuple[str, str]:
+        """Title and edition of a framework."""
+        kept = ("frameworks", framework.id)
+        return (
+            self._of_catalogue(framework.title, *kept, "title"),
+            self._of_catalogue(framework.edition, *kept, "edition"),
+        )
+
+    def overlay(self, overlay: Overlay) -> tuple[str, str]:
+        """Title and status of an overlay."""
+        kept = ("overlays", overlay.id)
+        return (
+            self._of_catalogue(overlay.title, *kept, "title"),
+            self._of_catalogue(overlay.status, *kept, "status"),
+        )
+
+    def _of_catalogue(self, english: str, *path: str) -> str:
+        if self.language == "en":
+            return english
+        found: Any = self._catalogue
+        for key in path:
+            found = found.get(key, {})
+        return found or _UNTRANSLATED + english
+
     def _of_control(self, control: Control, what: str, english: str) -> str:
         if self.language == "en" or not english:
             return english
@@ -88,8 +117,10 @@ def load_messages(language: str = "en") -> Messages:
         raise UsageError(f"there is no language {language!r}", f"Choose one of {', '.join(LANGUAGES)}.")
     english = _flatten(_read("en"))
     overlays = [_read(f"controls_{part}.{language}") for part in _PARTS] if language != "en" else []
+    listed = _read(f"catalogue.{language}") if language != "en" else {}
     return Messages(
         language=language,
+        _catalogue=listed,
         _texts=english if language == "en" else _flatten(_read(language)),
         _english=english,
         _controls={i: texts for o in overlays for i, texts in o.get("controls", {}).items()},

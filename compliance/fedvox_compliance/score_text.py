@@ -44,7 +44,7 @@ def describe_control(space: Workspace, control_id: str, say: Messages) -> str:
         f"{control.citation} · {say(f'severity.{control.severity}')} · {say(f'obligation.{control.obligation}')}",
         say.question(control),
         say.guidance(control),
-        say("ask.expects", items=", ".join(control.evidence)),
+        say("ask.expects", items=", ".join(say.expected(control))),
     ]
     if entry.answer is not None and entry.author is not None:
         day = format_date(entry.answered_on, say.language)

@@ -6,15 +6,35 @@ screen, no arrow keys, nothing is told by colour alone.
 
 from __future__ import annotations
 
+import codecs
 import os
 import shutil
 import sys
 import textwrap
+import unicodedata
 from contextlib import suppress
 from typing import Literal, Protocol, TextIO
 
 Style = Literal["plain", "heading", "question", "choice", "note", "problem"]
 _WIDEST = 92
+PLAIN_LETTERS = "fedvox_plain_letters"
+"""Name of the error handler for output streams that do not know all letters."""
+_SPELLED = str.maketrans(
+    dict(zip("Łł–—−„“”‚‘’·×", "Ll---\"\"\"'''-x", strict=True))
+    | {"ä": "ae", "ö": "oe", "ü": "ue", "Ä": "Ae", "Ö": "Oe", "Ü": "Ue", "ß": "ss", "…": "..."}
+)
+
+
+def _in_plain_letters(error: UnicodeError) -> tuple[str, int]:
+    """Spell what a stream's encoding lacks: ae for ä, the letter for an accented one, a question mark for the rest."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = unicodedata.normalize("NFKD", error.object[error.start : error.end].translate(_SPELLED))
+    letters = "".join(c if c.isascii() else "?" for c in lacking if not unicodedata.combining(c))
+    return letters, error.end
+
+
+codecs.register_error(PLAIN_LETTERS, _in_plain_letters)
 
 
 class EndOfInput(Exception):
@@ -133,10 +153,10 @@ def _read_line(prompt: str) -> str:
 
 def _tolerate_bad_bytes() -> None:
     """A stray byte from a mistyped key or a wrong locale must not end a sitting."""
-    for stream in (sys.stdin, sys.stdout):
+    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, PLAIN_LETTERS)):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
-            reconfigure(errors="replace")
+            reconfigure(errors=errors)
     if sys.stdin.isatty():
         with suppress(ImportError):  # not there on Windows; `input` works without
             import readline  # noqa: F401  (gives `input` line editing)

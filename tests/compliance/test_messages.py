@@ -11,7 +11,7 @@ import yaml
 
 import fedvox_compliance
 from fedvox_compliance.assessment import Answer
-from fedvox_compliance.catalogue import load_catalogue
+from fedvox_compliance.catalogue import list_overlays, load_catalogue
 from fedvox_compliance.checks import Level
 from fedvox_compliance.errors import UsageError
 from fedvox_compliance.gaps import Action
@@ -89,6 +89,38 @@ def test_all_questions_titles_and_guidance_are_in_german_and_differ_from_the_eng
     for question in catalogue.scope_questions.values():
         assert not say.scope_question(question).startswith("[en]"), question.id
         assert say.scope_question(question).endswith("?")
+
+
+def test_everything_else_that_the_catalogue_shows_is_in_german_too() -> None:
+    """What an assessor would expect, the names of laws and overlays: nothing English is left in a German form."""
+    say = load_interface("de")
+    catalogue = load_catalogue("combined", ("hipaa-nprm-2025", "iso-clauses"))
+    wanted: set[str] = set()
+    for control in catalogue.controls.values():
+        wanted |= set(control.evidence)
+        for item, english in zip(say.expected(control), control.evidence, strict=True):
+            assert not item.startswith("[en]"), (control.id, item)
+            assert not re.search(r"\b(the|of|with|list|record|last|and)\b", item), (control.id, item)
+            assert item != english or english in {"Baseline"}, (control.id, item)
+    tree = yaml.safe_load((PACKAGE / "messages" / "catalogue.de.yaml").read_text("utf-8"))
+    assert set(tree["evidence"]) == wanted
+    for framework in catalogue.frameworks.values():
+        assert not any(text.startswith("[en]") for text in say.framework(framework))
+        assert say.has(f"framework.{framework.id}")
+    for overlay in list_overlays().values():
+        assert not any(text.startswith("[en]") for text in say.overlay(overlay))
+
+
+def test_no_german_message_is_the_english_one() -> None:
+    same = {"HIPAA", "ISO/IEC 27001", "{points}", "Stand"}
+    for file in ("", "interface."):
+        english, german = flat(f"{file}en"), flat(f"{file}de")
+        left = {
+            k: t
+            for k, t in german.items()
+            if t == english[k] and re.search(r"[a-z]{4}", re.sub(r"{.*?}", "", t))
+        }
+        assert {k: t for k, t in left.items() if t not in same} == {}
 
 
 def test_german_files_name_no_control_that_does_not_exist_and_ask_nothing_twice() -> None:

@@ -7,6 +7,8 @@ import os
 import pty
 import re
 import select
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -421,6 +423,80 @@ def test_clinic_answers_the_combined_profile_in_one_sitting_in_a_terminal(
     assert "\x1b[" not in terminal.shown.replace("\x1b[?2004h", "").replace(
         "\x1b[?2004l", ""
     )  # plain lines only
+
+
+class Tmux:
+    """A terminal window that a person would use: its screen is read, keys are sent to it."""
+
+    def __init__(self) -> None:
+        self._opened = 0
+
+    @property
+    def _name(self) -> str:
+        return f"fedvox-{os.getpid()}-{self._opened}"  # its own server each time; the last one takes a while to end
+
+    def call(self, *words: str) -> str:
+        command = ["tmux", "-L", self._name, "-f", "/dev/null", *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def open(self, folder: Path) -> None:
+        self._opened += 1
+        command = shlex.join(
+            [sys.executable, "-m", "fedvox_compliance", "answer", str(folder), "--author", "A. Meyer"]
+        )
+        self.call("new-session", "-d", "-x", "100", "-y", "50", f"{command}; echo LEFT-WITH=$?; sleep 600")
+
+    def close(self) -> None:
+        """Close the window in the middle of whatever it shows, as people do."""
+        subprocess.run(["tmux", "-L", self._name, "kill-server"], capture_output=True)
+
+    def screen(self) -> str:
+        return self.call("capture-pane", "-p", "-J").rstrip()
+
+    def wait(self, seen: str, timeout_s: float = 120) -> str:
+        """The screen, once it shows something new that ends in a prompt or in the end."""
+        until = time.monotonic() + timeout_s
+        while time.monotonic() < until:
+            now = self.screen()
+            if now != seen and re.search(r"(:|LEFT-WITH=\d+)$", now):
+                return now
+            time.sleep(0.005)
+        raise AssertionError(seen)
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
+def test_clinic_answers_the_combined_profile_in_a_tmux_window_that_is_closed_on_the_way(
+    new_space: NewSpace,
+) -> None:
+    space = new_space(profile="combined")
+    window = Tmux()
+    window.open(space.folder)
+    try:
+        screen, typed = window.wait(""), 0
+        while "LEFT-WITH" not in screen:
+            prompt = screen.splitlines()[-1]
+            if prompt.startswith("Answer (1-"):
+                typed += 1
+                if typed in (60, 200):
+                    told = len(space.reload().entries)
+                    window.close()
+                    window.open(space.folder)
+                    screen = window.wait("")
+                    assert len(space.reload().entries) == told
+                    continue
+                window.call("send-keys", "1", "Enter")
+            else:
+                window.call("send-keys", "Enter")
+            screen = window.wait(screen)
+        assert screen.endswith("LEFT-WITH=0")
+        assert "self-assessed" in screen
+    finally:
+        window.close()
+    state = verify_history(space.folder)
+    assert len(state.entries) == 283
+    assert len(state.scope) == len(space.catalogue.scope_questions)
 
 
 @pytest.mark.integration

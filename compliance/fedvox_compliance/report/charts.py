@@ -102,7 +102,9 @@ def _dot(score: float, angle: float) -> str:
 def _spoke_label(spoke: Spoke, angle: float) -> str:
     x, y = (float(c) for c in _point(1.0 + 16 / _RADIUS, angle).split(","))
     anchor = "middle" if abs(x) < 24 else "start" if x > 0 else "end"
-    shift = -2 if y < -_RADIUS else 10 if y > _RADIUS else 4
+    shift = 4.0 if abs(y) <= _RADIUS else 6.0 + math.copysign(8.0, y)
+    if anchor == "middle":  # a line farther out than its neighbours, whose words would touch it
+        shift += math.copysign(14.0, y)
     return _text("label", x, y + shift, anchor, spoke.label)
 
 

@@ -1,6 +1,7 @@
-"""The PDF report, for management and for the file. Needs the extra `pdf` (reportlab), and nothing else.
+"""The PDF report, for management and for the file. Needs the extra `pdf` (reportlab and the Roboto fonts).
 
-Everything that a clinic typed is escaped before it becomes a paragraph, since reportlab's paragraphs are markup.
+Everything that a clinic typed is escaped before it becomes a paragraph, since reportlab's paragraphs are markup. The
+font is embedded: PDF's built-in ones know Western European letters only, and a clinic in Łódź or Athens has others.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
+from importlib import import_module, resources
 from types import ModuleType
 from typing import Any
 from xml.sax.saxutils import escape
@@ -19,6 +21,11 @@ from fedvox_compliance.report.view import ControlRow, ReportView
 _INK, _SOFT, _LINE, _ACCENT, _PANEL = "#1c2733", "#55636f", "#c9d0d3", "#0b6e69", "#f5f8f8"
 _WIDTH_MM, _MARGIN_MM = 210, 16
 _BODY_MM = _WIDTH_MM - 2 * _MARGIN_MM - 4.3  # less the frame's own padding, 6 pt on either side
+_FONTS = {"Roboto": "Roboto-Regular.ttf", "Roboto-Bold": "Roboto-Bold.ttf"}
+_STAND_INS = {0x2192: ">", 0x2011: "-", 0x202F: "\u00a0", 0x2713: "+"}
+"""What the font lacks of what we write or people are likely to type: an arrow, odd hyphens and spaces, a tick."""
+_TALL_LINES = 40
+"""Lines from which on a question may be higher than a page, and must be split within."""
 
 
 def render_pdf(view: ReportView) -> bytes:
@@ -40,14 +47,29 @@ def _reportlab() -> ModuleType:
         import reportlab.lib.colors
         import reportlab.lib.pagesizes
         import reportlab.lib.styles
+        import reportlab.pdfbase.pdfmetrics
+        import reportlab.pdfbase.ttfonts
         import reportlab.platypus
+
+        import_module("font_roboto")
     except ImportError as error:
         raise UsageError(
-            "PDF reports need reportlab, which is not installed",
+            f"PDF reports need {error.name}, which is not installed",
             "Install it with: pip install 'fedvox[pdf]'; or take the HTML report and print it to PDF.",
         ) from error
     module: ModuleType = reportlab
     return module
+
+
+def _register_fonts(pdfbase: Any) -> frozenset[int]:
+    """Make the fonts known to reportlab; returns the code points that they hold."""
+    folder = resources.files("font_roboto") / "files"
+    held: list[frozenset[int]] = []
+    for name, file in _FONTS.items():
+        font = pdfbase.ttfonts.TTFont(name, str(folder / file))
+        pdfbase.pdfmetrics.registerFont(font)
+        held.append(frozenset(font.face.charToGlyph))
+    return frozenset.intersection(*held)
 
 
 class _Page:
@@ -56,18 +78,19 @@ class _Page:
     def __init__(self, reportlab: ModuleType) -> None:
         self.lib, self.flow, self.shapes = reportlab.lib, reportlab.platypus, reportlab.graphics.shapes
         self.mm = 72 / 25.4
+        self._held = _register_fonts(reportlab.pdfbase)
         style = self.lib.styles.ParagraphStyle
         colour = self.lib.colors.HexColor
-        base = style("base", fontName="Helvetica", fontSize=9, leading=12.5, textColor=colour(_INK))
+        base = style("base", fontName="Roboto", fontSize=9, leading=12.5, textColor=colour(_INK))
         self.styles = {
             "body": base,
             "soft": style("soft", parent=base, textColor=colour(_SOFT), fontSize=8, leading=11),
-            "strong": style("strong", parent=base, fontName="Helvetica-Bold"),
-            "title": style("title", parent=base, fontName="Helvetica-Bold", fontSize=18, leading=23),
+            "strong": style("strong", parent=base, fontName="Roboto-Bold"),
+            "title": style("title", parent=base, fontName="Roboto-Bold", fontSize=18, leading=23),
             "figure": style(
                 "figure",
                 parent=base,
-                fontName="Helvetica-Bold",
+                fontName="Roboto-Bold",
                 fontSize=34,
                 leading=38,
                 textColor=colour(_ACCENT),
@@ -76,7 +99,7 @@ class _Page:
                 "h2",
                 keepWithNext=1,
                 parent=base,
-                fontName="Helvetica-Bold",
+                fontName="Roboto-Bold",
                 fontSize=13,
                 leading=17,
                 spaceBefore=16,
@@ -86,7 +109,7 @@ class _Page:
                 "h3",
                 keepWithNext=1,
                 parent=base,
-                fontName="Helvetica-Bold",
+                fontName="Roboto-Bold",
                 fontSize=10,
                 leading=14,
                 spaceBefore=9,
@@ -99,7 +122,13 @@ class _Page:
 
     def text(self, content: str, style: str = "body") -> Any:
         """A paragraph of plain text: markup characters in it are shown, never obeyed."""
-        return self.flow.Paragraph(_printable(content), self.styles[style])
+        printable = escape(self.printable(content)).replace("\n", "<br/>")
+        return self.flow.Paragraph(printable, self.styles[style])
+
+    def printable(self, content: str) -> str:
+        """The text in characters that the font holds; what it lacks becomes a question mark."""
+        known = content.translate(_STAND_INS)
+        return "".join(c if ord(c) in self._held or c == "\n" else "?" for c in known)
 
     def opening(self, view: ReportView) -> list[Any]:
         facts = [view.self_assessed, view.eligibility, view.tier, view.range, view.capped]
@@ -155,7 +184,8 @@ class _Page:
         for section in view.sections:
             cells = [self.question(row) for row in section.rows]
             story += [self.text(section.title, "h3"), self.text(section.edition, "soft")]
-            story.append(self.table([head, *cells], [0.44, 0.25, 0.19, 0.12]))
+            tall = any(_lines(row) > _TALL_LINES for row in section.rows)
+            story.append(self.table([head, *cells], [0.44, 0.25, 0.19, 0.12], split_rows=tall))
         return story
 
     def question(self, row: ControlRow) -> list[Any]:
@@ -185,8 +215,13 @@ class _Page:
             self.text(f"{view.self_assessed}. {view.disclaimer}", "note"),
         ]
 
-    def table(self, rows: Sequence[Sequence[Any]], shares: Sequence[float]) -> Any:
-        """A table with a repeated head and hairlines; strings become paragraphs."""
+    def table(
+        self, rows: Sequence[Sequence[Any]], shares: Sequence[float], *, split_rows: bool = False
+    ) -> Any:
+        """A table with a repeated head and hairlines; strings become paragraphs.
+
+        `split_rows` lets a row go on on the next page. It is for rows higher than a page: it also cuts lower ones.
+        """
         cells = [
             [self.text(c, "soft" if n == 0 else "body") if isinstance(c, str) else c for c in row]
             for n, row in enumerate(rows)
@@ -198,7 +233,7 @@ class _Page:
             ("LEFTPADDING", (0, 0), (0, -1), 0),
         ]
         widths = [share * _BODY_MM * self.mm for share in shares]
-        return self.flow.Table(cells, colWidths=widths, repeatRows=1, splitInRow=1, style=style)
+        return self.flow.Table(cells, colWidths=widths, repeatRows=1, splitInRow=int(split_rows), style=style)
 
     def radar(self, spokes: Sequence[Spoke]) -> Any:
         """The radar chart, or None for fewer than three values."""
@@ -227,12 +262,14 @@ class _Page:
         for spoke, angle in zip(shown, angles, strict=True):
             x, y = centre[0] + 1.12 * radius * math.cos(angle), centre[1] + 1.12 * radius * math.sin(angle)
             anchor = "middle" if abs(math.cos(angle)) < 0.15 else "start" if math.cos(angle) > 0 else "end"
+            if anchor == "middle":  # a line farther out than its neighbours, whose words would touch it
+                y += math.copysign(8.0, math.sin(angle))
             drawing.add(
                 self.shapes.String(
                     x,
                     y - 2.5,
-                    _latin(spoke.label),
-                    fontName="Helvetica",
+                    self.printable(spoke.label),
+                    fontName="Roboto",
                     fontSize=7,
                     textAnchor=anchor,
                     fillColor=colour(_INK),
@@ -258,15 +295,24 @@ class _Page:
         )
 
         def foot(canvas: Any, _: Any) -> None:
-            canvas.setFont("Helvetica", 7)
+            canvas.setFont("Roboto", 7)
             canvas.setFillColor(self.lib.colors.HexColor(_SOFT))
             page = view.messages("report.page", page=canvas.getPageNumber())
             left = f"{view.clinic} · {view.headline} · {view.self_assessed}"
-            canvas.drawString(margin, margin, _latin(left)[:130])
-            canvas.drawRightString(_WIDTH_MM * self.mm - margin, margin, _latin(page))
+            canvas.drawString(margin, margin, self.printable(left)[:130])
+            canvas.drawRightString(_WIDTH_MM * self.mm - margin, margin, self.printable(page))
 
         document.build(story, onFirstPage=foot, onLaterPages=foot)
         return target.getvalue()
+
+
+def _lines(row: ControlRow) -> int:
+    """How many lines a question may take at most, in the narrowest of its columns."""
+    said = [row.reason, row.by, *row.notes]
+    shown = [f"{d.title} {d.period} {d.sha256[:16]} {d.state}" for d in row.documents]
+    return max(
+        sum(1 + len(line) // 18 for text in column for line in text.split("\n")) for column in (said, shown)
+    )
 
 
 def _ring(
@@ -277,13 +323,3 @@ def _ring(
         for value, angle in zip(values, angles, strict=True)
         for axis in (0, 1)
     ]
-
-
-def _printable(content: str) -> str:
-    """Text for a paragraph: escaped, line breaks kept, long words allowed to break."""
-    return escape(_latin(content)).replace("\n", "<br/>")
-
-
-def _latin(content: str) -> str:
-    """The standard fonts hold Latin-1 and typographic marks; what they lack is shown as a question mark."""
-    return content.encode("cp1252", "replace").decode("cp1252")

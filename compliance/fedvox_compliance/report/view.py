@@ -177,7 +177,9 @@ def build_view(
         eligibility=words.eligibility(),
         eligible=report.eligible,
         disclaimer=words.say("disclaimer"),
-        frameworks=tuple(words.part_row(name, p) for name, p in report.frameworks.items()),
+        frameworks=tuple(
+            words.part_row(words.say(f"framework.{name}"), p) for name, p in report.frameworks.items()
+        ),
         themes=tuple(words.part_row(words.say(f"theme.{t}"), p) for t, p in report.themes.items()),
         gates=tuple(words.gate_rows()),
         plan=tuple(words.plan(plan_length)),
@@ -263,8 +265,8 @@ class _Words:
         for row in rows:
             grouped.setdefault(row.score.framework, []).append(row)
         for name, members in grouped.items():
-            framework = self.catalogue.frameworks[name]
-            yield Section(framework.title, str(framework.edition), tuple(members))
+            title, edition = self.say.framework(self.catalogue.frameworks[name])
+            yield Section(title, edition, tuple(members))
 
     def control_row(self, score: ControlScore) -> ControlRow:
         control = self.catalogue.controls[score.control]
@@ -288,7 +290,8 @@ class _Words:
 
     def sources(self) -> tuple[str, ...]:
         report, history = self.report, self.assessment.history
-        lines = [f"{f.title} ({f.edition}), SHA-256 {f.sha256}" for f in self.catalogue.frameworks.values()]
+        listed = [(*self.say.framework(f), f.sha256) for f in self.catalogue.frameworks.values()]
+        lines = [f"{title} ({edition}), SHA-256 {sha256}" for title, edition, sha256 in listed]
         return (
             *lines,
             self.say("report.catalogue_sha256", sha256=report.catalogue_sha256),

@@ -160,7 +160,7 @@ class Pages:
             total=total,
             percent=100 * answered // total if total else 0,
             frameworks=tuple(
-                (name, self.number(p.score), round(100 * (p.score or 0)))
+                (self.say(f"framework.{name}"), self.number(p.score), round(100 * (p.score or 0)))
                 for name, p in report.frameworks.items()
             ),
             chart=self.chart(labels=False),
@@ -295,9 +295,8 @@ class Pages:
         return (*badges, (self.say(f"obligation.{control.obligation.value}"), ""))
 
     def _expected(self, control: Control) -> str:
-        mark = "" if self.say.language == "en" else "[en] "
-        items = "; ".join(control.evidence)
-        return self.say("web.evidence_expected", items=mark + items) if items else ""
+        items = "; ".join(self.say.expected(control))
+        return self.say("web.evidence_expected", items=items) if items else ""
 
     def _related(self, control: Control) -> str:
         return self.say("web.asks_also", items=", ".join(control.maps_to)) if control.maps_to else ""

@@ -204,6 +204,7 @@ def test_a_successor_signs_after_the_old_key_vouched_for_it(
     assess_all(run, submitted)
     assert sign(run, submitted, key="new.pem").code == 0
     assert verify(run, coordinator).code == 0
+    Path("attestation.json").unlink()
     assert sign(run, submitted, key="assessor.pem").code == 0
     assert "revoked key" in verify(run, coordinator).err
 
@@ -264,6 +265,8 @@ def test_existing_files_are_never_overwritten(run: Run, submitted: Path, coordin
     assess_all(run, submitted)
     assert run("assess", "commit", "nonce").code == 2
     assert run("assess", "start", submitted, "paper.json", "--nonce", "nonce", "--assessor", "X").code == 2
+    assert sign(run, submitted).code == 0
+    assert sign(run, submitted).code == 2
 
 
 def test_a_history_rewritten_since_the_last_attestation_is_noticed(
@@ -273,6 +276,7 @@ def test_a_history_rewritten_since_the_last_attestation_is_noticed(
     sign(run, submitted)
     Path("attestation.json").rename("last.json")
     assert sign(run, submitted, previous="last.json").code == 0
+    Path("attestation.json").unlink()
     forged = tmp_path / "forged"
     Workspace.create(forged, clinic=CLINIC, profile="gdpr", author="A. Meyer")
     refused = sign(run, forged, previous="last.json")
