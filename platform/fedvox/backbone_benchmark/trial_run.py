@@ -105,7 +105,7 @@ def _started(trial: Trial, directory: RunDirectory) -> tuple[PretrainConfig, Loa
     """
     assert trial.start is not None
     config = trial.config
-    store, _ = open_data(config.data)
+    store, split = open_data(config.data)
     torch.manual_seed(config.seed)  # what is not pretrained starts as it would from scratch
     network = cast(Backbone, new_network(config, len(store.meta.channel_names), len(store.meta.structures)))
     source = read_pretrained(trial.start)
@@ -118,5 +118,5 @@ def _started(trial: Trial, directory: RunDirectory) -> tuple[PretrainConfig, Loa
         pretrained_structures=source.structures,
     )
     folder = directory.child("start")
-    write_release(network, model_info(config, store, {"pretrained": source.origin()}), folder)
+    write_release(network, model_info(config, store, split, {"pretrained": source.origin()}), folder)
     return config.model_copy(update={"init_from": folder.uri}), report

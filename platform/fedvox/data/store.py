@@ -141,6 +141,12 @@ class BrickStore:
         return shapes
 
     @property
+    def versions(self) -> Array:
+        """A number per case that changes with the content of its file, (n,) int64."""
+        versions: Array = self._manifest["version"].combine_chunks().to_numpy()
+        return versions
+
+    @property
     def total_bytes(self) -> int:
         """Size of all case files together."""
         return int(pc.sum(self._manifest["num_bytes"]).as_py() or 0)

@@ -236,9 +236,8 @@ class _Loop:
             "store": session.store.meta.name, "ema_dice": progress.ema_dice, "init_from": session.config.init_from,
             "dice": self.validated.per_structure if self.validated else None,
         }  # fmt: skip
-        write_release(
-            session.network, model_info(session.config, session.store, provenance), session.run.child(folder)
-        )
+        info = model_info(session.config, session.store, session.split, provenance)
+        write_release(session.network, info, session.run.child(folder))
 
     def finish(self) -> TrainResult:
         session, progress = self.session, self.session.progress

@@ -1,9 +1,16 @@
-"""Released weights: `model.safetensors` beside `model.json`, which says all that is needed to use them."""
+"""Released weights: `model.safetensors` beside `model.json`, which says all that is needed to use them.
+
+FOLDER/model.safetensors    the weights
+FOLDER/model.json           network, input, label space, training, data, provenance with hashes; written last
+FOLDER/README.md            the model card, written from model.json
+
+model, info = load_release("runs/liver/final")
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -14,6 +21,7 @@ from fedvox.errors import CheckpointError
 from fedvox.models.registry import build_model
 from fedvox.storage import Location
 from fedvox.training.checkpoint import load_tensors, save_tensors
+from fedvox.training.model_card import model_card
 from fedvox.training.state import check_fits
 
 SCHEMA = "fedvox.model/1"
@@ -35,6 +43,8 @@ class ModelInfo:
         provenance: run, step, Dice, versions, hash of the weights.
         modality: of the training volumes: "CT", "MR", …; empty where it is not known.
         crop_to_nonzero: whether their margin where all channels are 0 was cut off.
+        training: the resolved configuration of the run, without paths and without names of cases.
+        data: of the training store: counts, sources, label sets and a hash of its content; see `data_facts`.
     """
 
     name: str
@@ -48,13 +58,16 @@ class ModelInfo:
     provenance: dict[str, Any] = field(default_factory=dict)
     modality: str = ""
     crop_to_nonzero: bool = False
+    training: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
 
 
 def write_release(model: nn.Module, info: ModelInfo, folder: Location) -> None:
-    """Writes the weights, then the description, whose presence thus means that the weights are whole."""
+    """Writes the weights, the model card, then the description, whose presence means that all is whole."""
     written = save_tensors(dict(model.state_dict()), folder.child("model.safetensors"))
     provenance = {**info.provenance, "fedvox": fedvox.__version__, "sha256": written["sha256"]}
     value = {"schema": SCHEMA, **asdict(info), "provenance": provenance}
+    storage.write_atomic(folder.child("README.md"), model_card(replace(info, provenance=provenance)).encode())
     storage.write_atomic(
         folder.child("model.json"), (json.dumps(value, indent=1, default=str) + "\n").encode()
     )

@@ -32,6 +32,7 @@ from fedvox.training.loss import DeepSupervision, DiceCrossEntropy
 from fedvox.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from fedvox.training.phases import phase_at
 from fedvox.training.release import ModelInfo, load_release
+from fedvox.training.release_facts import data_facts, published
 from fedvox.training.run_directory import MetricsLog, RunDirectory
 from fedvox.training.state import check_fits, restore, state_tensors
 from fedvox.training.world import World
@@ -321,7 +322,9 @@ def architecture(config: PretrainConfig, store: BrickStore) -> dict[str, Any]:
     }
 
 
-def model_info(config: PretrainConfig, store: BrickStore, provenance: dict[str, Any]) -> ModelInfo:
+def model_info(
+    config: PretrainConfig, store: BrickStore, split: Split, provenance: dict[str, Any]
+) -> ModelInfo:
     """The description that goes with released weights."""
     meta = store.meta
     return ModelInfo(
@@ -336,6 +339,8 @@ def model_info(config: PretrainConfig, store: BrickStore, provenance: dict[str, 
         provenance=provenance,
         modality=meta.modality,
         crop_to_nonzero=meta.crop_to_nonzero,
+        training=published(config),
+        data=data_facts(store, split),
     )
 
 
