@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fedvox import __version__
 from fedvox.benchmark.views import (
+    AGGREGATIONS,
     agreement_rows,
     gap_rows,
     names_of,
@@ -94,6 +95,7 @@ def benchmark_page(result: BenchmarkResult) -> str:
     manifest = result.manifest
     context = {
         "m": manifest,
+        "aggregation": AGGREGATIONS[manifest.ranking.aggregation],
         "names": names_of(manifest.metrics),
         "statements": statements(result),
         "checks": result.checks,

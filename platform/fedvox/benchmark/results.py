@@ -11,6 +11,7 @@ import pandas as pd
 from fedvox.benchmark.analysis import TestSetAnalysis
 from fedvox.benchmark.pages import site_pages
 from fedvox.benchmark.protocol import BenchmarkResult
+from fedvox.benchmark.runner import ShardResult
 from fedvox.benchmark.volumes import write_json, write_text
 
 SCHEMA = "fedvox.benchmark.result/1"
@@ -44,10 +45,16 @@ def to_dict(result: BenchmarkResult) -> dict[str, Any]:
         "agreement": None if agreement is None else agreement.tolist(),
         "gaps": {name: [asdict(g) for g in gaps] for name, gaps in result.analysis.gaps.items()},
         "runs": {
-            name: {test_set: [asdict(s) for s in shards] for test_set, shards in runs.items()}
+            name: {test_set: [_shard(s) for s in shards] for test_set, shards in runs.items()}
             for name, runs in result.runs.items()
         },
     }
+
+
+def _shard(shard: ShardResult) -> dict[str, Any]:
+    """Without what a successful run printed: results are published, and paths of a machine are nobody's business."""
+    found = asdict(shard)
+    return found if shard.returncode else {**found, "log": ""}
 
 
 def _test_set(result: BenchmarkResult, analysis: TestSetAnalysis) -> dict[str, Any]:

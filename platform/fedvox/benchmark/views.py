@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fedvox.benchmark.analysis import TestSetAnalysis
 from fedvox.benchmark.runner import ShardResult
 from fedvox.benchmark.submission import MethodCard, Submission
+from fedvox.evaluation.bootstrap import Aggregation
 from fedvox.evaluation.metric_ids import parse
 from fedvox.evaluation.pairwise import OVERALL
 from fedvox.evaluation.subgroups import Gap, SubgroupAnalysis
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
     from fedvox.benchmark.protocol import BenchmarkResult
 
 _MOST_CASES = 5
+AGGREGATIONS: dict[Aggregation, str] = {
+    Aggregation.STRUCTURE_MACRO: "mean over structures of the means over cases",
+    Aggregation.CASE_MEAN: "mean over cases of the means over structures",
+    Aggregation.POOLED: "mean over all cases and structures together",
+    Aggregation.MEAN_RANK: "mean rank over cases, then structures",
+}
 
 
 def names_of(metrics: Sequence[str]) -> dict[str, str]:
@@ -82,7 +89,7 @@ def test_set_view(result: BenchmarkResult, analysis: TestSetAnalysis, *, figures
         "name": test_set.name,
         "kind": test_set.kind,
         "patients": analysis.tables[str(metric)].num_patients,
-        "caption": f"Score: {metric.label}, {analysis.ranking.aggregation}. "
+        "caption": f"Score: {metric.label}, {AGGREGATIONS[analysis.ranking.aggregation]}. "
         "Rank interval and “first” over resampled patients.",
         "rows": _leaderboard(result, analysis),
         "notes": _notes(analysis) if figures else [],
@@ -126,7 +133,7 @@ def _leaderboard(result: BenchmarkResult, analysis: TestSetAnalysis) -> list[dic
 def _notes(analysis: TestSetAnalysis) -> list[str]:
     notes = [f"{name} is not ranked: {why}." for name, why in analysis.unranked.items()]
     if other := analysis.order_depends_on_aggregation:
-        orders = "; ".join(f"{a}: {', '.join(analysis.alternatives[a].order())}" for a in other)
+        orders = "; ".join(f"{AGGREGATIONS[a]}: {', '.join(analysis.alternatives[a].order())}" for a in other)
         notes.append(f"The order depends on the aggregation. {orders}.")
     declared = analysis.ranking.ranks
     other_metrics = [m for m, r in analysis.by_metric.items() if (r.ranks != declared).any()]

@@ -136,7 +136,8 @@ def rank_distribution(ranking: Ranking) -> Figure:
             axes.plot([low, high], [row, row], color=_INK, linewidth=1, zorder=1)
         axes.set_yticks(range(count), names)
         axes.set_xticks(range(1, count + 1))
-        axes.invert_yaxis()
+        axes.set_xlim(0.5, count + 0.5)
+        axes.set_ylim(count - 0.4, -0.6)  # the best on top, and every dot whole
         axes.set_xlabel(f"rank in resamples of patients; line: {ranking.confidence:.0%} of them")
         axes.grid(axis="x", alpha=0.2)
     return figure
