@@ -6,17 +6,19 @@ Commands are imported when they are called, so that `fedvox --help` imports neit
 from __future__ import annotations
 
 import importlib
+import inspect
 import logging
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import click
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
+import fedvox
 from fedvox.errors import FedvoxError
 
 COMMANDS: dict[str, str] = {
@@ -27,6 +29,7 @@ COMMANDS: dict[str, str] = {
     "doctor": "Check this machine: versions, devices, Ray, storage, what each environment variable does.",
     "evaluate": "Score a folder of predictions against references; nothing missing is dropped.",
     "finetune": "Fine-tune pretrained weights on a brick store with other channels, classes or patch.",
+    "export": "Write a released model as ONNX or as a MONAI bundle, and check it.",
     "ingest": "Turn raw volumes (nnU-Net, Decathlon, manifest) into a brick store.",
     "models": "List the backbones with their parameter counts.",
     "plan": "Plan spacing, patch, batch and topology for a data set and a memory, with reasons.",
@@ -61,9 +64,22 @@ def _load(name: str) -> click.Command:
     return command
 
 
+class _Command(TyperCommand):
+    """Help whose examples can be copied: one line each, however narrow the terminal."""
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        paragraphs = inspect.cleandoc(self.help or "").split("\n\n")
+        self.help = "\n\n".join("\b\n" + p if "    " in p and "\b" not in p else p for p in paragraphs)
+        super().format_help_text(ctx, formatter)
+
+    def get_help(self, ctx: click.Context) -> str:
+        return super().get_help(ctx).replace("\\[", "[")  # typer escapes for a renderer that is not used here
+
+
 def _single(function: Callable[..., Any]) -> click.Command:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command(epilog=EPILOG, context_settings=getattr(function, "context_settings", None))(function)
+    settings = getattr(function, "context_settings", None)
+    app.command(cls=_Command, epilog=EPILOG, context_settings=settings)(function)
     return typer.main.get_command(app)
 
 
@@ -78,8 +94,18 @@ app = typer.Typer(
 )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"fedvox {fedvox.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
     pass
 
 

@@ -1,5 +1,6 @@
 """The command line: help, exit codes, one clear error for each kind of wrong input."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
+from fedvox import __version__
 from fedvox.cli import COMMANDS
 from fedvox.data.records import StoreMeta
 from fedvox.data.store_writer import StoreWriter
@@ -85,10 +87,17 @@ def test_help_is_quick_and_imports_nothing_heavy():
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
-def test_every_command_has_help_with_an_example(command):
+def test_every_command_has_help_with_an_example_that_can_be_copied(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
     text = fedvox(command, "--help").stdout
-    assert "Example" in text
     assert "--debug" in text
+    assert "\\[" not in text
+    example = text.split("Example", 1)[1].splitlines()[1].strip()
+    assert example in getattr(importlib.import_module(f"fedvox.commands.{command}"), command).__doc__
+
+
+def test_the_version_is_told():
+    assert fedvox("--version").stdout == f"fedvox {__version__}\n"
 
 
 def test_every_command_is_in_the_readme_or_the_docs():
