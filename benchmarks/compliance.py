@@ -7,8 +7,9 @@
    thread. They are made in batches beforehand, so that only scoring is timed. The mix is that of a coordinator's inbox:
    answers 60 % yes, 25 % partly, 15 % no; 60 % with a document, of these a fifth read by a second person.
 2. `score, all read twice`: every answer documented and read by a second person, the slowest mix (a SHA-256 each).
-3. `read`: the same assessments from JSON text, validated, as a coordinator receives them; `json.loads` of the same text
-   beside it is the yardstick for a busy machine, since both slow down alike.
+3. `read`: the same assessments from JSON text, checked strictly and validated, as a coordinator receives them;
+   `json.loads` of the same text beside it is the yardstick for a busy machine, since both slow down alike. `read and
+   score` is both in one; `in N processes` is that on all cores, its wall-clock time that of the slowest process.
 4. `answer`: one answer given: rules, history line flushed to disk, state file flushed and renamed.
 5. `start-up`: `fedvox-compliance --help` against an empty interpreter and against typer alone, as ratios.
 
@@ -20,12 +21,14 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
+import os
 import random
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -40,6 +43,7 @@ from fedvox_compliance.assessment import (
     claim_sha256,
 )
 from fedvox_compliance.catalogue import Catalogue, Control, load_catalogue
+from fedvox_compliance.files import parse_assessment
 from fedvox_compliance.scoring import score
 from fedvox_compliance.workspace import Workspace
 
@@ -94,9 +98,11 @@ def make_assessment(catalogue: Catalogue, generator: random.Random, *, read_twic
     )
 
 
-def batches(catalogue: Catalogue, count: int, *, read_twice: bool) -> Iterator[list[Assessment]]:
+def batches(
+    catalogue: Catalogue, count: int, *, read_twice: bool, seed: int = 1
+) -> Iterator[list[Assessment]]:
     """All assessments, some at a time: ten thousand at once would need gigabytes."""
-    generator = random.Random(1)
+    generator = random.Random(seed)
     for begin in range(0, count, BATCH):
         size = min(BATCH, count - begin)
         yield [make_assessment(catalogue, generator, read_twice=read_twice) for _ in range(size)]
@@ -122,16 +128,50 @@ def time_scoring(count: int) -> list[Timing]:
     def one(assessment: Assessment) -> object:
         return score(assessment, catalogue, on=TODAY)
 
-    def texts() -> Iterator[list[str]]:
+    def texts() -> Iterator[list[bytes]]:
         for group in batches(catalogue, count // 10, read_twice=False):
-            yield [a.model_dump_json(by_alias=True, exclude_defaults=True) for a in group]
+            yield [a.model_dump_json(by_alias=True, exclude_defaults=True).encode() for a in group]
 
     return [
         timed("score", batches(catalogue, count, read_twice=False), one),
         timed("score, all read twice", batches(catalogue, count // 10, read_twice=True), one),
-        timed("read", texts(), Assessment.model_validate_json),
+        timed("read", texts(), lambda text: parse_assessment(text, source="benchmark")),
         timed("json.loads, yardstick", texts(), json.loads),
+        time_import(catalogue, count // 10, 1),
+        time_imports(count // 10),
     ]
+
+
+def time_import(catalogue: Catalogue, count: int, seed: int) -> Timing:
+    """Reading and scoring, one assessment after the other."""
+    group = [
+        a.model_dump_json(by_alias=True, exclude_defaults=True).encode()
+        for g in batches(catalogue, count, read_twice=False, seed=seed)
+        for a in g
+    ]
+
+    def one(text: bytes) -> object:
+        return score(parse_assessment(text, source="benchmark"), catalogue, on=TODAY)
+
+    return timed("read and score", iter([group]), one)
+
+
+def time_share(seed: int, count: int) -> Timing:
+    """One process's share."""
+    return time_import(load_catalogue("combined"), count, seed)
+
+
+def time_imports(count: int) -> Timing:
+    """Reading and scoring on all cores."""
+    workers = os.cpu_count() or 1
+    with ProcessPoolExecutor(workers) as pool:
+        shares = list(pool.map(time_share, range(workers), [count // workers] * workers))
+    return Timing(
+        f"in {workers} processes",
+        sum(s.count for s in shares),
+        max(s.wall_s for s in shares),
+        sum(s.cpu_s for s in shares),
+    )
 
 
 def time_answers() -> Timing:

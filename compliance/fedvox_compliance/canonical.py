@@ -11,12 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Never
 
 MAX_SAFE_INTEGER = 2**53 - 1
 """Largest integer that every JSON reader represents exactly (RFC 8785, section 3.2.2.3)."""
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 MAX_DEPTH = 64
 """Deeper documents are refused before they can exhaust the stack."""
 
@@ -66,7 +68,13 @@ def parse_strict(data: bytes) -> Any:
         text = data.decode("utf-8")
         if text.startswith("\ufeff"):
             raise NotCanonical("the document starts with a byte order mark")
-        value = json.loads(text, object_pairs_hook=_unique_pairs, parse_constant=_refuse_constant)
+        value = json.loads(
+            text,
+            object_pairs_hook=_unique_pairs,
+            parse_constant=_refuse_constant,
+            parse_int=_safe_integer,
+            parse_float=_finite_number,
+        )
     except UnicodeDecodeError as error:
         raise NotCanonical(f"not UTF-8 at byte {error.start}") from error
     except json.JSONDecodeError as error:
@@ -75,7 +83,9 @@ def parse_strict(data: bytes) -> Any:
         raise NotCanonical(f"nested deeper than {MAX_DEPTH} levels") from error
     except ValueError as error:  # CPython refuses integers of more than 4300 digits with a plain ValueError
         raise NotCanonical(str(error)) from error
-    canonical_json(value)  # refuses surrogates, unsafe integers and depth, whatever their spelling
+    _refuse_depth(value)
+    if _SURROGATE.search(text):  # half of a pair, or a whole one, which is an ordinary character
+        canonical_json(value)  # refuses halves
     return value
 
 
@@ -92,12 +102,39 @@ def parse_canonical(data: bytes) -> Any:
 
 
 def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise NotCanonical(f"the key {key!r} occurs twice in one object")
-        result[key] = value
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise NotCanonical(f"the key {twice!r} occurs twice in one object")
     return result
+
+
+def _safe_integer(digits: str) -> int:
+    value = int(digits)
+    _integer(value)
+    return value
+
+
+def _finite_number(text: str) -> float:
+    value = float(text)
+    _number(value)
+    return value
+
+
+def _refuse_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        below: list[Any] = []
+        for node in level:
+            if isinstance(node, dict):
+                below.extend(node.values())
+            elif isinstance(node, list):
+                below.extend(node)
+        if not below:
+            return
+        level = below
+    raise NotCanonical(f"nested deeper than {MAX_DEPTH} levels")
 
 
 def _refuse_constant(name: str) -> Never:

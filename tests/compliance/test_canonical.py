@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedvox_compliance.canonical import NotCanonical, canonical_json, parse_canonical, parse_strict, sha256_of
+from fedvox_compliance.canonical import (
+    MAX_DEPTH,
+    NotCanonical,
+    canonical_json,
+    parse_canonical,
+    parse_strict,
+    sha256_of,
+)
 
 # RFC 8785, appendix B: IEEE 754 bits and the ECMAScript text.
 RFC_8785_NUMBERS = [
@@ -150,3 +157,29 @@ def test_other_spellings_of_the_same_document_are_refused(data: bytes) -> None:
 def test_values_without_a_canonical_form_are_refused(value: Any) -> None:
     with pytest.raises(NotCanonical):
         canonical_json(value)
+
+
+def test_escaped_pairs_are_letters_escaped_halves_are_refused_and_an_escaped_backslash_is_neither() -> None:
+    assert parse_strict(rb'"\uD83D\ude00"') == "\U0001f600"
+    assert parse_strict(rb'"\\ud800"') == "\\ud800"
+    for half in (rb'"\ud800"', rb'["\uDFFF a"]', rb'{"\udc00": 1}', rb'"\ud83d \ude00"'):
+        with pytest.raises(NotCanonical, match="surrogate"):
+            parse_strict(half)
+
+
+def test_depth_is_counted_alike_by_reader_and_writer() -> None:
+    deepest: object = 1
+    for _ in range(MAX_DEPTH):
+        deepest = [deepest]
+    text = canonical_json(deepest)
+    assert parse_strict(text) == deepest
+    for deeper in (b"[" + text + b"]", b'{"a":' + text + b"}"):
+        with pytest.raises(NotCanonical, match="deeper"):
+            parse_strict(deeper)
+
+
+@pytest.mark.parametrize("number", [b"1e999", b"-1e400", b"9007199254740992", b"-9007199254740992"])
+def test_numbers_that_readers_would_round_are_refused_anywhere(number: bytes) -> None:
+    for place in (b"%s", b"[%s]", b'{"a":{"b":[0,%s]}}'):
+        with pytest.raises(NotCanonical):
+            parse_strict(place % number)

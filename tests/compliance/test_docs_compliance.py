@@ -7,13 +7,16 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from fedvox_compliance.cli import COMMANDS
 from fedvox_compliance.judgement import ANSWER_VALUE, ASSURANCE_FACTOR
 from fedvox_compliance.score_report import TIER_ABOVE
 from fedvox_compliance.scoring import GATE_CAP
+from fedvox_compliance.workspace import Workspace
 
 DOCS = Path(__file__).parents[2] / "docs"
 TEXT = (DOCS / "compliance.md").read_text("utf-8")
@@ -69,6 +72,24 @@ def test_library_example_runs_and_prints_what_it_says(tmp_path: Path) -> None:
     )
     assert "Interval(low=" in done.stdout
     assert done.stdout.count("answer ") == 3
+
+
+def test_every_command_has_its_functions_on_the_page_and_they_exist() -> None:
+    (table,) = re.findall(r"\| command \| from Python \|\n.*?\n\n", TEXT, re.S)
+    rows = [
+        [re.findall(r"`([\w.-]+)`", cell) for cell in line.split("|")[1:3]]
+        for line in table.splitlines()[2:]
+        if line
+    ]
+    assert {name for commands_of, _ in rows for name in commands_of} == set(COMMANDS)
+    for _, functions in rows:
+        assert functions
+        for name in functions:
+            module, _, attribute = name.rpartition(".")
+            if not module or module.endswith(".Workspace"):  # a method of the class named before
+                assert callable(getattr(Workspace, attribute)), name
+            else:
+                assert callable(getattr(import_module(f"fedvox_compliance.{module}"), attribute)), name
 
 
 def test_numbers_on_the_score_page_are_those_of_the_code() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from fedvox_compliance.keys import PASSPHRASE_VARIABLE
 from fedvox_compliance.workspace import Workspace
 
 Run = Callable[..., SimpleNamespace]
+PAGE = Path(__file__).parents[3] / "docs" / "attestation.md"
 STUDY, CLINIC = "MAMA-MIA 2027", "Klinikum Nordstadt"
 
 
@@ -257,6 +259,31 @@ def test_single_findings_and_extension_work_without_questions(run: Run, submitte
     assert len(wider["drawn"]) >= 2 * len(first["drawn"])
     assert run("assess", "record", submitted, "paper.json", "GDPR.6.1", "wonderful").code == 2
     assert run("assess", "check", submitted, "paper.json", "--no-input").code == 2
+
+
+def test_the_python_on_the_page_verifies_what_the_commands_made(
+    run: Run, submitted: Path, coordinator: list[object]
+) -> None:
+    """A federation's server calls the library: the same attestation, the same verdict, the same reasons."""
+    assess_all(run, submitted)
+    assert sign(run, submitted).code == 0
+    told = json.loads(verify(run, coordinator).out)
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.S)
+    code = (
+        code.replace("MAMA-MIA 2027", STUDY)
+        .replace("Klinikum Nordstadt", CLINIC)
+        .replace('"combined"', '"gdpr"')
+    )
+    names = {"now": dt.datetime.now(dt.UTC), "seen": 1, "node_pem": node_pem()}
+    names["envelope"] = Path("attestation.json").read_bytes()
+    exec(code, names)
+    verified: Any = names["verified"]
+    for name in ("serial", "score", "tier", "eligible"):
+        assert getattr(verified, name) == told[name]
+    assert verified.assurance.label == told["assurance"]
+    other: dict[str, Any] = {k: v for k, v in names.items() if k != "verified"} | {"node_pem": node_pem(8)}
+    exec(code.replace("...   #", "reason = refusal.reason   #"), other)
+    assert other["reason"] == "other node key"
 
 
 def test_existing_files_are_never_overwritten(run: Run, submitted: Path, coordinator: list[object]) -> None:
