@@ -55,7 +55,8 @@ def _reportlab() -> ModuleType:
     except ImportError as error:
         raise UsageError(
             f"PDF reports need {error.name}, which is not installed",
-            "Install it with: pip install 'fedvox[pdf]'; or take the HTML report and print it to PDF.",
+            "Install it with: pip install '.[pdf]' in the source folder (else pip install 'fedvox[pdf]'); "
+            "or take the HTML report and print it to PDF.",
         ) from error
     module: ModuleType = reportlab
     return module

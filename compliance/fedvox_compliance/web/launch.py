@@ -99,7 +99,8 @@ def _uvicorn() -> ModuleType:
     except ImportError as error:
         raise UsageError(
             f"the web form needs {error.name}, which is not installed",
-            "Install it with: pip install 'fedvox[web]'; or answer on the terminal with `answer`.",
+            "Install it with: pip install '.[web]' in the source folder (else pip install 'fedvox[web]'); "
+            "or answer on the terminal with `answer`.",
         ) from error
     del fastapi
     module: ModuleType = uvicorn
