@@ -4,9 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedvox.backbone_benchmark.config import BackboneBenchmarkConfig
 from fedvox.config import Config, load_config, parse_scalar, to_yaml
 from fedvox.errors import ConfigError
 from fedvox.training.config import PretrainConfig, expand
+from fedvox.training.finetune_config import FinetuneConfig
 
 
 class Inner(Config):
@@ -109,8 +111,11 @@ def test_home_and_variables_are_expanded_with_a_default_home(monkeypatch):
 
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "jobs" / "configs").glob("*.yaml"))
+KINDS = {"finetune": FinetuneConfig, "benchmark_backbones": BackboneBenchmarkConfig}
+"""How the file's name begins -> what it configures; everything else is a pretraining run."""
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_in_the_repository_is_valid(path):
-    assert load_config(PretrainConfig, path).name
+    kind = next((kind for name, kind in KINDS.items() if path.stem.startswith(name)), PretrainConfig)
+    assert load_config(kind, path).name
