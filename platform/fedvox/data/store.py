@@ -12,6 +12,7 @@ until it is asked for.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 from collections import OrderedDict
@@ -145,6 +146,16 @@ class BrickStore:
         """A number per case that changes with the content of its file, (n,) int64."""
         versions: Array = self._manifest["version"].combine_chunks().to_numpy()
         return versions
+
+    @cached_property
+    def cases_digest(self) -> str:
+        """Changes with what decides which samples a run sees: the cases, their order, sources, labels and shapes."""
+        digest = hashlib.blake2b(np.ascontiguousarray(self.shapes, "<i4").tobytes(), digest_size=16)
+        for name in ("case_id", "source", "label_set"):
+            texts = self._manifest[name].combine_chunks().cast(pa.string())
+            row = pa.ListArray.from_arrays(pa.array([0, len(texts)], pa.int32()), texts)
+            digest.update(pc.binary_join(row, "\0")[0].as_buffer())
+        return digest.hexdigest()
 
     @property
     def total_bytes(self) -> int:

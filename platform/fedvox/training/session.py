@@ -129,7 +129,11 @@ class Session:
 
     def snapshot(self) -> Snapshot:
         """The state to write into a checkpoint."""
-        meta = {"progress": asdict(self.progress), "architecture": architecture(self.config, self.store)}
+        meta = {
+            "progress": asdict(self.progress),
+            "architecture": architecture(self.config, self.store),
+            "cases": self.store.cases_digest,
+        }
         return Snapshot(self.progress.step, state_tensors(self.network, self.optimizer), meta)
 
     def close(self) -> None:
@@ -373,11 +377,17 @@ def restore_progress(
 def check_architecture(
     config: PretrainConfig, store: BrickStore, meta: dict[str, Any], run: RunDirectory
 ) -> None:
-    """Compares a checkpoint's architecture with the configuration's.
+    """Compares a checkpoint's architecture, and the cases it learnt from, with the configuration's.
 
     Raises:
         CheckpointError: they differ; the fields are named.
     """
+    if meta.get("cases", store.cases_digest) != store.cases_digest:  # earlier versions did not write it
+        raise CheckpointError(
+            f"{store.location.uri} holds other cases than when {run.checkpoints.uri} was written, so that its samples "
+            "would be others",
+            "Bring back that store, or start a run of another name from these weights (--set init_from=…).",
+        )
     now, before = json.loads(json.dumps(architecture(config, store))), meta["architecture"]
     different = [f"{key}: {before.get(key)!r} -> {now[key]!r}" for key in now if before.get(key) != now[key]]
     if different:

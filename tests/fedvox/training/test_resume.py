@@ -12,6 +12,7 @@ import pytest
 
 from fedvox.config import validate
 from fedvox.data.records import StoreMeta
+from fedvox.data.store import BrickStore
 from fedvox.data.store_writer import StoreWriter
 from fedvox.errors import CheckpointError, ConfigError, DataError, Preempted
 from fedvox.training.config import PretrainConfig, require_lasting
@@ -137,6 +138,19 @@ def test_weights_of_another_architecture_are_refused_by_name(store, tmp_path):
     )  # fmt: skip
     with pytest.raises(CheckpointError, match=r"init_from: .*run/final .*another architecture"):
         train(other, World())
+
+
+def test_a_store_that_has_got_other_cases_is_not_resumed_on(tmp_path, shapes_store):
+    """Sample i would be another one, and nobody would notice."""
+    folder = shapes_store()
+    config = configured(folder, tmp_path, steps=2)
+    train(config, World())
+    writer = StoreWriter.create(folder, BrickStore.open(folder).meta)
+    writer.finish(BrickStore.open(folder).meta)  # the same cases, written again
+    train(config.model_copy(update={"steps": 3}), World())
+    writer.finish(BrickStore.open(folder).meta, case_ids=["c0", "c1", "c3"])
+    with pytest.raises(CheckpointError, match="holds other cases"):
+        train(config.model_copy(update={"steps": 4}), World())
 
 
 def test_cases_without_labels_are_never_held_out(tmp_path):
