@@ -255,5 +255,5 @@ def _trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[nn.Para
         )
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
-        raise ConfigError("nothing is trainable", "Choose a scope: full, decoder, or norm+head.")
+        raise ConfigError("nothing is trainable", "Choose a scope: full, decoder, norm+head or lora.")
     return trained
