@@ -72,15 +72,15 @@ def start(
     from fedvox_compliance import assess
     from fedvox_compliance.assessor_record import load_nonce, save_record
     from fedvox_compliance.errors import UsageError
+    from fedvox_compliance.files import problems_named
     from fedvox_compliance.sampling import detection_probability
     from fedvox_compliance.workspace import Workspace
 
     if record.exists():
         raise UsageError(f"{record}: exists already", "Go on with `assess check`, or choose another name.")
-    space = Workspace.open(folder)
-    paper = assess.start(
-        folder, space.catalogue, assessor=assessor, nonce=load_nonce(nonce), on=day_or_today(on), share=share
-    )
+    space, secret, day = Workspace.open(folder), load_nonce(nonce), day_or_today(on)
+    with problems_named("assess start"):
+        paper = assess.start(folder, space.catalogue, assessor=assessor, nonce=secret, on=day, share=share)
     save_record(paper, record)
     false = -(-paper.population // 10)  # one in ten, and never none
     power = detection_probability(paper.population, false, len(paper.drawn))
@@ -145,11 +145,12 @@ def record_one(
     """Record one finding without questions."""
     from fedvox_compliance.assess import record_finding, submitted
     from fedvox_compliance.assessor_record import load_record, save_record
+    from fedvox_compliance.files import problems_named
 
-    paper = load_record(record)
-    changed = record_finding(
-        paper, folder, submitted(paper, folder), control, _finding(result), on=day_or_today(on), note=note
-    )
+    paper, finding, day = load_record(record), _finding(result), day_or_today(on)
+    answers = submitted(paper, folder)
+    with problems_named("assess record"):
+        changed = record_finding(paper, folder, answers, control, finding, on=day, note=note)
     save_record(changed, record)
     emit(_status(changed), _status_text(changed), as_json=as_json)
 

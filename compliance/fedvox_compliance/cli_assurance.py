@@ -100,7 +100,7 @@ def sign(
     from fedvox_compliance.assessor_record import load_record
     from fedvox_compliance.attestation import issue
     from fedvox_compliance.errors import UsageError
-    from fedvox_compliance.files import write_atomic
+    from fedvox_compliance.files import problems_named, write_atomic
     from fedvox_compliance.workspace import Workspace
 
     if output.exists():
@@ -110,7 +110,8 @@ def sign(
     paper, catalogue = load_record(record), Workspace.open(folder).catalogue
     private = signing_key(key, no_input=no_input)
     purpose = Purpose(study, _node_key(node_key), valid_days)
-    predicate, report = attest(paper, folder, catalogue, purpose, private.public, now=present())
+    with problems_named("sign"):
+        predicate, report = attest(paper, folder, catalogue, purpose, private.public, now=present())
     write_atomic(output, issue(predicate, private), mode=0o644)
     value = {"schema": "fedvox.signed/1", "serial": predicate.serial, "file": str(output)}
     value |= predicate.result.model_dump(mode="json")

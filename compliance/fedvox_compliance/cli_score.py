@@ -161,12 +161,15 @@ def sensitivity(
     """Show how far the score and its tier hang on the weights, which are our judgement and not the law's."""
     import dataclasses
 
+    from fedvox_compliance.errors import UsageError
     from fedvox_compliance.gap_text import describe_sensitivity
     from fedvox_compliance.interface import load_interface
     from fedvox_compliance.sensitivity import sensitivity as compute
     from fedvox_compliance.workspace import Workspace
 
     space = Workspace.open(folder)
+    if spread != spread:  # nan passes the option's own limits
+        raise UsageError("--spread is nan", "Give a number from 1.01 to 100.")
     found = compute(
         space.assessment, space.catalogue, on=day_or_today(on), draws=draws, spread=spread, seed=seed
     )

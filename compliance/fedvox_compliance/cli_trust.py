@@ -67,11 +67,14 @@ def init(
 ) -> None:
     """Start a trust store, signed by the root key."""
     from fedvox_compliance.errors import UsageError
+    from fedvox_compliance.files import problems_named
     from fedvox_compliance.trust_file import new_store
 
     if store.exists():
         raise UsageError(f"{store}: exists already", "Change it with `trust add` and the other commands.")
-    _change(store, new_store(name, present(), required_signatures=signatures), key, no_input, as_json)
+    with problems_named("trust init"):
+        started = new_store(name, present(), required_signatures=signatures)
+    _change(store, started, key, no_input, as_json)
 
 
 @app.command(
@@ -95,10 +98,7 @@ def add(
     as_json: JsonOption = False,
 ) -> None:
     """Trust another assessor's key."""
-    from pydantic import ValidationError
-
-    from fedvox_compliance.errors import UsageError
-    from fedvox_compliance.files import describe_problems
+    from fedvox_compliance.files import problems_named
     from fedvox_compliance.keys import load_public_key
     from fedvox_compliance.trust import Role, TrustedKey
     from fedvox_compliance.trust_file import add_key
@@ -106,7 +106,7 @@ def add(
     now = present()
     roles = tuple(_role(r) for r in role or [Role.ASSESSOR.value])
     public_key, end = load_public_key(public).base64, _end_of(until, now)
-    try:
+    with problems_named("trust add"):
         new = TrustedKey(
             public_key=public_key,
             name=name,
@@ -115,8 +115,6 @@ def add(
             valid_until=end,
             studies=tuple(study or ()),
         )
-    except ValidationError as wrong:
-        raise UsageError(describe_problems(wrong, "trust add"), "Correct it and try again.") from None
     changed = add_key(open_store(store, root, now=now, allow_stale=True), new, now)
     _change(store, changed, key, no_input, as_json)
 
@@ -202,12 +200,15 @@ def revoke_one_key(
     as_json: JsonOption = False,
 ) -> None:
     """Revoke a key: retired (older signatures stay) or compromised (none does)."""
+    from fedvox_compliance.files import problems_named
     from fedvox_compliance.trust import RevocationReason
     from fedvox_compliance.trust_file import revoke_key
 
     now = present()
     reason = RevocationReason.COMPROMISED if compromised else RevocationReason.RETIRED
-    changed = revoke_key(open_store(store, root, now=now, allow_stale=True), key_id, reason, now, note)
+    found = open_store(store, root, now=now, allow_stale=True)
+    with problems_named("trust revoke-key"):
+        changed = revoke_key(found, key_id, reason, now, note)
     _change(store, changed, key, no_input, as_json)
 
 

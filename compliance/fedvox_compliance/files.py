@@ -13,6 +13,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +89,32 @@ def parse_json(data: bytes, *, source: str) -> Any:
 def describe_problems(wrong: ValidationError, source: str) -> str:
     """Pydantic's findings as lines that name the field, without repeating the answers themselves."""
     found = [
-        f"{'.'.join(map(str, e['loc'])) or '(file)'}: {e['msg']}" for e in wrong.errors(include_url=False)
+        f"{'.'.join(map(str, e['loc'])) or '(whole)'}: {_in_words(e['type'], e['msg'])}"
+        for e in wrong.errors(include_url=False)
     ]
     shown = found[:_SHOWN_PROBLEMS] + (
         [f"and {len(found) - _SHOWN_PROBLEMS} more"] * (len(found) > _SHOWN_PROBLEMS)
     )
     return "\n  ".join([f"{source}: {len(found)} problem{'s' * (len(found) > 1)}", *shown])
+
+
+def _in_words(kind: str, message: str) -> str:
+    if kind == "string_pattern_mismatch" and r"\x00-\x08" in message:
+        return "it holds a line break or another character that cannot be seen"
+    return message.removeprefix("Value error, ")
+
+
+@contextmanager
+def problems_named(source: str) -> Iterator[None]:
+    """What a person gave on the command line is checked by the models; say so in their words.
+
+    Raises:
+        UsageError: a model refused something; every problem is named.
+    """
+    try:
+        yield
+    except ValidationError as wrong:
+        raise UsageError(describe_problems(wrong, source), "Correct it and try again.") from None
 
 
 def read_limited(path: Path, limit: int = MAX_BYTES) -> bytes:

@@ -185,6 +185,8 @@ def revoke_serial(store: TrustStore, serial: str, now: dt.datetime, note: str = 
     try:
         item = SerialRevocation(serial=serial, at=now, note=note)
     except ValidationError as error:
+        if error.errors()[0]["loc"] != ("serial",):
+            raise TrustStoreError("the note is too long", "Say why in a sentence.") from error
         raise TrustStoreError(
             f"{serial!r} is not a serial", "A serial has 32 hexadecimal digits; `verify` prints it."
         ) from error

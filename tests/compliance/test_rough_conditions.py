@@ -209,6 +209,41 @@ def test_values_that_mean_nothing_are_refused_by_name(
     assert "->" in err
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["new", "elsewhere", "--clinic", "two\nlines"], "clinic: it holds a line break"),
+        (["new", "elsewhere", "--clinic", ""], "clinic"),
+        (["trust", "init", "--store", "new.json", "--key", "root.pem", "--name", "x" * 300], "name"),
+        (["assess", "start", "FOLDER", "paper.json", "--nonce", "nonce", "--assessor", ""], "assessor"),
+        (
+            ["assess", "start", "FOLDER", "paper.json", "--nonce", "nonce", "--assessor", "x" * 300],
+            "assessor",
+        ),
+        (["sensitivity", "FOLDER", "--spread", "nan"], "--spread"),
+        (["assign", "FOLDER", "x" * 300, "GDPR.6.1"], "owner"),
+    ],
+)
+def test_names_that_no_record_can_hold_are_refused_by_field(
+    run: Any,
+    new_space: NewSpace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    named: str,
+) -> None:
+    space = new_space()
+    space.answer("GDPR.6.1", Answer.YES, author="A. Meyer")
+    monkeypatch.chdir(tmp_path)
+    assert run("assess", "commit", "nonce")[0] == run("keygen", "root.pem")[0] == 0
+    before = sorted(p.name for p in tmp_path.iterdir())
+    code, _, err = run(*[str(space.folder) if w == "FOLDER" else w for w in words])
+    assert code == 2
+    assert named in err
+    assert "->" in err
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
 def test_a_conflict_is_not_decided_by_a_mistyped_id(run: Any, new_space: NewSpace, tmp_path: Path) -> None:
     folder = new_space().folder
     assert run("export", folder, tmp_path / "all.csv")[0] == 0
