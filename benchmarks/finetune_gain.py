@@ -1,6 +1,6 @@
 """Fine-tuning against training from scratch on sites that the pretraining has never seen: steps to the same Dice.
 
-    python benchmarks/finetune_gain.py [--seeds 0 1 2] [--steps 200] [--pretrained RUN] [--figure PNG] [--json FILE]
+    python benchmarks/finetune_gain.py [--seeds 0 1 2] [--steps 120] [--pretrained RUN] [--figure PNG] [--json FILE]
 
 Pretraining is `make pretrain`'s run: the MNI152 brain as sites a, b and c scan it. It is made here, without Ray, if
 there is none under $FEDVOX_HOME/runs/demo. Targets are the sites d, e and f of `fedvox.data.demo_sites`: other
@@ -75,7 +75,7 @@ def main() -> None:
         print(f"written: {store}")
         return
     pretrained = arguments.pretrained or _pretrained(arguments.threads)
-    curves = [_train(kind, seed, store, pretrained, arguments) for seed in arguments.seeds for kind in KINDS]
+    curves = [_train(kind, seed, store, pretrained, arguments) for kind in KINDS for seed in arguments.seeds]
     result = _result(curves, arguments, pretrained)
     _draw(curves, result, Path(arguments.figure))
     Path(arguments.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -88,8 +88,8 @@ def _arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--every", type=int, default=20, help="steps between validations")
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--every", type=int, default=12, help="steps between validations")
     parser.add_argument("--lr", type=float, default=3e-3, help="peak, of all runs")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--pretrained", help="run directory; default: the demo's")

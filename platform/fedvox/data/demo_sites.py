@@ -42,14 +42,14 @@ _SCANNERS: dict[str, dict[str, _Range]] = {
 
 
 def write_new_sites(
-    store: str, *, cases_per_site: int = 3, resolution_mm: float = 2.0, seed: int = 0
+    store: str, *, cases_per_site: int = 3, resolution_mm: float = 3.0, seed: int = 0
 ) -> BrickStore:
     """Simulates the new sites' acquisitions into a brick store; a finished one is left as it is.
 
     Args:
         store: folder or `s3://` address.
         cases_per_site: heads that each site scans; cases are called `site_d_01` and so on.
-        resolution_mm: in-plane voxel size.
+        resolution_mm: in-plane voxel size; the demo's is 2.
         seed: of everything random.
 
     Raises:
