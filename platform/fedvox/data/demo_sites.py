@@ -5,8 +5,8 @@
     site_f   slices of 5 mm, an uneven coil beyond the demo's, and a steep gamma
 
 Noise, coil, contrast, gamma or slices: what is named here lies outside of the demo's ranges (see `fedvox.data.demo`),
-and no head is one of the demo's, for each is deformed by other random numbers. What both share is the one anatomy that all of them are deformed from, and the
-two structures, gray and white matter.
+and no head is one of the demo's, for each is deformed by other random numbers. What both share is the one anatomy that
+all of them are deformed from, and the two structures, gray and white matter.
 """
 
 from __future__ import annotations
