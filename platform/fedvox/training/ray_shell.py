@@ -32,8 +32,11 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from fedvox import storage
 from fedvox.config import to_yaml
 from fedvox.errors import (
+    CheckpointError,
     CheckpointNotWritten,
     ConfigError,
+    DamagedCase,
+    DataError,
     FedvoxError,
     NonFiniteLoss,
     OutOfMemory,
@@ -51,6 +54,8 @@ from fedvox.training.world import World
 
 log = logging.getLogger(__name__)
 
+FOR_GOOD = (ConfigError, DataError, CheckpointError, DamagedCase)
+"""What a restart would only repeat, for ever where `max_failures` is -1. Storage may come back."""
 SOURCE_ROOTS = ("platform", "federation", "compliance")
 
 
@@ -216,8 +221,9 @@ def _worker(config: PretrainConfig, watch: PreemptionWatch) -> None:
     """What each Ray Train worker runs.
 
     Ray restarts the worker group for every exception. Those that all workers agree on and that a restart
-    would only repeat are therefore not raised but written down, for the driver to raise. Memory runs out on one
-    worker, while others wait for it: it is written down and raised, and the restarted workers leave at once.
+    would only repeat are therefore not raised but written down, for the driver to raise. Memory runs out, or wrong
+    input is met, on one worker while others wait for it: it is written down and raised, and the restarted workers
+    leave at once.
     """
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
@@ -237,8 +243,8 @@ def _worker(config: PretrainConfig, watch: PreemptionWatch) -> None:
         if world.rank == 0:
             directory.fail(error)
         return
-    except OutOfMemory as error:
-        if not error.restart:
+    except (OutOfMemory, *FOR_GOOD) as error:
+        if not getattr(error, "restart", False):
             directory.fail(error)
         raise
     if world.rank == 0:

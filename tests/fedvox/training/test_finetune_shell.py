@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fedvox.errors import ConfigError, OutOfMemory
+from fedvox.errors import CheckpointError, ConfigError, DamagedCase, DataError, OutOfMemory, StorageError
 from fedvox.training import ray_shell
 from fedvox.training.config import PretrainConfig
 from fedvox.training.preemption import PreemptionWatch
@@ -49,6 +49,31 @@ def test_memory_that_was_enough_for_a_while_is_worth_a_restart(worker):
     directory, run = worker
     with pytest.raises(OutOfMemory):
         run(out_of_memory(restart=True))
+    assert not directory.failed()
+
+
+@pytest.mark.parametrize("kind", [ConfigError, DataError, CheckpointError, DamagedCase])
+def test_wrong_input_met_by_one_worker_ends_a_run_that_may_restart_for_ever(worker, kind):
+    directory, run = worker
+
+    def train(*_, **__):
+        raise kind("the case is not what it was", "Ingest it again.")
+
+    with pytest.raises(kind):
+        run(train)
+    run(lambda *_, **__: pytest.fail("a restarted worker has trained"))
+    with pytest.raises(kind, match="not what it was"):
+        directory.outcome()
+
+
+def test_storage_out_of_reach_is_worth_a_restart(worker):
+    directory, run = worker
+
+    def train(*_, **__):
+        raise StorageError("unreachable for 120 s")
+
+    with pytest.raises(StorageError):
+        run(train)
     assert not directory.failed()
 
 
