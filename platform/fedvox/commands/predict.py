@@ -81,7 +81,7 @@ def predict(
     """
     flags: dict[str, Any] = {
         "images": input_, "output": output, "models": model, "mirror": mirror, "overlap": overlap,
-        "patch_size": _sizes(patch_size), "batch_size": batch_size, "device": device, "precision": precision,
+        "patch_size": parse_sizes(patch_size), "batch_size": batch_size, "device": device, "precision": precision,
         "uncertainty": uncertainty, "postprocessing": postprocessing, "workers": _workers(workers),
         "tolerate": tolerate, "overwrite": overwrite,
     }  # fmt: skip
@@ -97,7 +97,12 @@ def predict(
         _run(job, as_json)
 
 
-def _sizes(text: str | None) -> list[int] | None:
+def parse_sizes(text: str | None) -> list[int] | None:
+    """Three sizes from `96,128,128`, `96x128x128` or one number for all axes.
+
+    Raises:
+        ConfigError: anything else.
+    """
     if text is None:
         return None
     parts = text.replace("x", ",").replace(" ", ",").split(",")
