@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
-SOURCES := platform compliance jobs tests benchmarks
+SOURCES := platform federation compliance jobs tests benchmarks examples
 
 .PHONY: help pretrain test test-slow lint bench clean
 
