@@ -124,7 +124,7 @@ def show_plan(
 def _summary(uri: str, outcome: dict[str, object]) -> str:
     lines = [f"finished at step {outcome['step']}"]
     dice = outcome["dice"]
-    if isinstance(dice, dict):
+    if isinstance(dice, dict) and dice:
         lines += [f"  Dice {name:<24} {value:.4f}" for name, value in dice.items()]
         lines += [f"  Dice mean of structures       {outcome['mean_foreground_dice']:.4f}"]
     lines += [

@@ -27,6 +27,7 @@ from fedvox.training.config import PretrainConfig
 from fedvox.training.memory import explained_out_of_memory
 from fedvox.training.preemption import PreemptionWatch
 from fedvox.training.release import write_release
+from fedvox.training.run_directory import without_nan
 from fedvox.training.session import Session, model_info, open_session
 from fedvox.training.step import train_step
 from fedvox.training.validation import ValidationResult, validate
@@ -303,7 +304,7 @@ class _Loop:
         self.tolerate(
             lambda: storage.write_atomic(
                 session.run.child("status.json"),
-                json.dumps(status).encode(),
+                json.dumps(without_nan(status)).encode(),
                 retry=storage.RetryPolicy(deadline_s=0),
             )
         )

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import platform
 import subprocess
@@ -78,7 +79,8 @@ class RunDirectory:
 
     def write_json(self, value: Any, *parts: str) -> None:
         """Writes a JSON file atomically."""
-        storage.write_atomic(self.child(*parts), (json.dumps(value, indent=1, default=str) + "\n").encode())
+        text = json.dumps(without_nan(value), indent=1, default=str)
+        storage.write_atomic(self.child(*parts), f"{text}\n".encode())
 
     def read_json(self, *parts: str) -> Any:
         """Reads a JSON file of the run; None if it is not there.
@@ -238,7 +240,7 @@ class MetricsLog:
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Adds a line; `kind` is `train` or `validation`."""
         line = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
-        self._lines.append(json.dumps(line).encode() + b"\n")
+        self._lines.append(json.dumps(without_nan(line)).encode() + b"\n")
         for name, value in values.items():
             if isinstance(value, int | float):
                 self._events.add_scalar(f"{kind}/{name}", value, step)
@@ -320,6 +322,17 @@ def _installed(name: str) -> bool:
     return True
 
 
+def without_nan(value: Any) -> Any:
+    """The same with null for NaN and infinities, which JSON does not know and `jq` refuses."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: without_nan(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(one) for one in value]
+    return value
+
+
 def _damaged(location: Location, error: Exception) -> DataError:
     return DataError(
         f"{location.uri}: is damaged ({' '.join(str(error).split())})",
@@ -329,8 +342,9 @@ def _damaged(location: Location, error: Exception) -> DataError:
 
 
 def _lines(data: bytes) -> Iterator[dict[str, Any]]:
-    for line in data.splitlines():
-        yield json.loads(line)
+    for text in data.splitlines():
+        line = json.loads(text)
+        yield {key: math.nan if value is None else value for key, value in line.items()}
 
 
 def _differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -1,4 +1,6 @@
 import json
+import math
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +50,18 @@ def test_a_log_that_cannot_be_stored_stays_in_memory_until_it_can(tmp_path, capl
     log.write("train", 2, {"loss": 2.0})
     log.close()
     assert [line["step"] for line in run.metrics()] == [1, 2]
+
+
+def test_what_is_not_finite_is_null_in_the_files_and_nan_when_read(run):
+    def strict(text):
+        return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+    log_steps(run, 0, [1], value=float("nan"))
+    (file,) = Path(run.child("metrics").path).iterdir()
+    assert strict(file.read_text())["loss"] is None
+    assert math.isnan(run.metrics()[0]["loss"])
+    run.write_json({"a": [float("inf"), 1.5], "b": {"c": float("nan")}}, "x.json")
+    assert strict(Path(run.child("x.json").path).read_text()) == {"a": [None, 1.5], "b": {"c": None}}
 
 
 def test_tensorboard_reads_the_events(run):
