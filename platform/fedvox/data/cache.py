@@ -55,7 +55,7 @@ class CacheConfig:
     Args:
         folder: on a local disk; shared by all processes of the node.
         budget_gib: bytes kept, in GiB; the least recently used cases go first.
-        prefetch_threads: threads of each process that fetch ahead.
+        prefetch_threads: threads of each process that fetch ahead; 0 for none.
     """
 
     folder: str

@@ -12,6 +12,7 @@ and augments them there together.
 
 from __future__ import annotations
 
+import threading
 import time
 import weakref
 from collections import deque
@@ -148,6 +149,9 @@ class BatchStream:
         self._pending: deque[Pending] = deque()
         self._workers = Workers(loader.threads) if loader.threads else None
         self._closed = False
+        self._store = store
+        self._ended = threading.Event()
+        weakref.finalize(self, self._ended.set)
         if self._workers is not None:  # a stream that is dropped must not leave its threads behind
             weakref.finalize(self, self._workers.stop)
             self._prefetch(loader.prefetch_batches)
@@ -182,6 +186,7 @@ class BatchStream:
     def close(self) -> None:
         """Ends the threads; reads in flight are waited for, up to `CLOSE_TIMEOUT_S`. Closing twice is allowed."""
         self._closed = True
+        self._ended.set()
         self._pending.clear()
         if self._workers is not None:
             self._workers.close(self.CLOSE_TIMEOUT_S)
@@ -220,6 +225,10 @@ class BatchStream:
                 self._assembler.load(pending, position)
             else:
                 self._workers.submit(partial(self._assembler.load, pending, position))
+        if self._workers is not None:
+            # The loader's threads decode; samples that wait for one of them are fetched meanwhile.
+            for index in pending.indices:
+                self._store.ahead(partial(_bring, self._assembler.source, index, self._ended))
         return pending
 
     def _note(self, pending: Pending, wait_s: float) -> None:
@@ -228,6 +237,11 @@ class BatchStream:
             if sample is not None and sample.damaged:
                 self.damaged.update(sample.damaged)
                 self.skipped += 1
+
+
+def _bring(source: SampleSource, index: int, ended: threading.Event) -> None:
+    if not ended.is_set():
+        source.bring(index)
 
 
 def replay(

@@ -109,6 +109,16 @@ class SampleSource:
             "Check the storage, then run the ingest again for these cases.",
         )
 
+    def bring(self, index: int) -> None:
+        """Brings what `read` will need of sample `index` to this node, without decoding it.
+
+        Raises:
+            FedvoxError: the case is damaged or cannot be read; `read` will meet that too, and tell it.
+        """
+        size = read_box(self.parameters([index]), self.patch_size)
+        reader = self.store.reader(self.sampler.case(index))
+        reader.prefetch(self.sampler.start(index, size), size)
+
     def normalized(
         self, sample: Sample, voxels: Voxels, device: torch.device | None = None
     ) -> tuple[Tensor, Tensor]:

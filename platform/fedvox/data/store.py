@@ -16,7 +16,7 @@ import hashlib
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, overload
 
@@ -224,6 +224,11 @@ class BrickStore:
             self._node.submit(lambda: self.reader(i).prefetch(start, size))
         elif self.location.is_local:
             self.reader(i).prefetch(start, size)
+
+    def ahead(self, task: Callable[[], None]) -> None:
+        """Run a task in the threads that fetch ahead; nothing where there are none (a local store, no cache)."""
+        if self._node is not None and self._cache is not None and self._cache.prefetch_threads:
+            self._node.submit(task)
 
     @cached_property
     def _node(self) -> NodeCache | None:

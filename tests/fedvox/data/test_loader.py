@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from fedvox.data.augment import AugmentConfig
+from fedvox.data.cache import CacheConfig
 from fedvox.data.intensity import ChannelIntensity
 from fedvox.data.loader import Batch, BatchStream, LoaderConfig, replay
+from fedvox.data.loader_samples import SampleSource
 from fedvox.data.sampler import CounterSampler, SamplerConfig
 from fedvox.data.store import BrickStore, StoreMeta, StoreWriter
 from fedvox.errors import ConfigError, DamagedCase, RunError, StorageError
@@ -200,6 +202,44 @@ def test_a_stall_of_the_storage_reorders_nothing(store):
     delays = np.random.default_rng(1).uniform(0, 0.03, 1000).tolist()
     slow = Slowed(store, lambda _: time.sleep(delays.pop()))
     assert all(same(a, b) for a, b in zip(collect(store), collect(slow, threads=4, prefetch=3), strict=True))
+
+
+def test_samples_that_wait_for_a_thread_are_fetched_meanwhile(
+    s3_server, bucket, store, tmp_path, monkeypatch
+):
+    """The threads are held up; once they may go on, the server is gone, and nobody notices."""
+    cache = CacheConfig(str(tmp_path), 0.5, prefetch_threads=2)
+    remote = BrickStore.open(write_store(f"{bucket}/store"), cache=cache)
+    may_read, fetchers_idle = threading.Event(), threading.Barrier(3)
+    read = SampleSource.read
+    monkeypatch.setattr(SampleSource, "read", lambda self, index: may_read.wait(60) and read(self, index))
+    with stream(remote, num_steps=2) as batches:
+        for _ in range(2):
+            remote.ahead(lambda: fetchers_idle.wait(60))
+        fetchers_idle.wait(60)
+        s3_server.stop()
+        may_read.set()
+        found = list(batches)
+        s3_server.start()
+    monkeypatch.undo()
+    assert all(map(same, found, collect(store, num_steps=2)))
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("fetchers", [0, 1])
+def test_nothing_is_fetched_ahead_without_threads_for_it_or_after_the_end(
+    bucket, tmp_path, monkeypatch, fetchers
+):
+    cache = CacheConfig(str(tmp_path), 0.5, prefetch_threads=fetchers)
+    remote = BrickStore.open(write_store(f"{bucket}/store"), cache=cache)
+    asked, busy, done = [], threading.Event(), threading.Event()
+    monkeypatch.setattr(SampleSource, "bring", lambda _self, index: asked.append(index))
+    remote.ahead(lambda: busy.wait(60))
+    stream(remote, num_steps=2).close()
+    busy.set()
+    remote.ahead(done.set)
+    assert done.wait(60 if fetchers else 0.1) == bool(fetchers)
+    assert asked == []
 
 
 def test_a_split_s_rows_alone_are_loaded(store):
