@@ -18,7 +18,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from fedvox_federation.dp_sgd.training import Loss, Mode, Tensors, grad_sample, per_sample
+from fedvox_federation.dp_sgd.training import (
+    Loss,
+    Mode,
+    Tensors,
+    backward_per_sample,
+    grad_sample,
+    per_sample,
+)
 from fedvox_federation.errors import UnsafeModel
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -180,7 +187,7 @@ def _hooks(
         parameter.grad = None
     try:
         wrapped = per_sample(model)
-        (loss(wrapped, example) * example[0].shape[0]).backward()  # type: ignore[no-untyped-call]
+        backward_per_sample(loss(wrapped, example) * example[0].shape[0])
         found = {n: grad_sample(p) for n, p in model.named_parameters() if p.requires_grad}
     except Exception as error:  # noqa: BLE001 - whatever a layer raises under hooks, it must not be trained so
         return {}, [Finding("model", f"does not run under hooks: {error}", "use mode loop")]

@@ -16,6 +16,7 @@ for small networks and patches, where one patient leaves the device idle; only f
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -190,7 +191,7 @@ class PrivateTrainer:
                 sizes = [patient[0].shape[0] for patient in group]
                 tensors = tuple(torch.cat(column) for column in zip(*group, strict=True))
                 self.optimizer.zero_grad(set_to_none=True)
-                (self.loss(wrapped, tensors) * sum(sizes)).backward()  # type: ignore[no-untyped-call]
+                backward_per_sample(self.loss(wrapped, tensors) * sum(sizes))
                 split = [torch.split(grad_sample(p), sizes) for p in self.parameters]
                 for index in range(len(group)):
                     yield [pieces[index].mean(0) for pieces in split]
@@ -203,6 +204,13 @@ def per_sample(model: nn.Module) -> Any:
     from opacus.grad_sample import GradSampleModule
 
     return GradSampleModule(model, loss_reduction="sum", strict=True)
+
+
+def backward_per_sample(summed_loss: Tensor) -> None:
+    """The backward pass of a model under hooks. Frozen first layers make them speak up, for no reason."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        summed_loss.backward()  # type: ignore[no-untyped-call]
 
 
 def grad_sample(parameter: nn.Parameter) -> Tensor:
