@@ -39,6 +39,8 @@ def demo(
             f"{root} is no checkout of fedvox ({CONFIG} is missing)", "Run `make pretrain` in the checkout."
         )
     started = time.monotonic()
+    # The job has another working directory.
+    os.environ["FEDVOX_HOME"] = str(Path(expand("$FEDVOX_HOME")).absolute())
     store = Path(expand("$FEDVOX_HOME/stores/mni152-sites"))
     prepare(store, fresh=fresh)
     overrides = list(set_ or [])
@@ -56,7 +58,7 @@ def prepare(store: Path, *, fresh: bool) -> None:
     from fedvox.data.ingest import ingest
     from fedvox.data.ingest_config import IngestConfig, SourceConfig
 
-    if (store / "manifest.parquet").is_file() and not fresh:
+    if (store / "store.json").is_file() and not fresh:  # written last: without it the ingest was cut short
         print(f"data: {store} is there already", file=sys.stderr)
         return
     raw = Path(expand("$FEDVOX_HOME/raw"))
@@ -94,7 +96,7 @@ def summary(run: Path) -> str:
     rows = [f"Dice on the held-out brain after {outcome['step']} steps (untrained):"]
     for name, value in {**outcome["dice"], "mean of structures": outcome["mean_foreground_dice"]}.items():
         key = "dice" if name == "mean of structures" else f"dice/{name}"
-        before = f"({untrained[key]:.3f})" if untrained and key in untrained else ""
+        before = f"({untrained[key]:.3f})" if untrained and untrained.get(key) is not None else ""
         rows.append(f"  {name:<24} {value:.3f}  {before}")
     rows += [
         f"checkpoint  {run / 'final' / 'model.safetensors'}",
