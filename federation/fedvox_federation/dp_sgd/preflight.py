@@ -5,8 +5,8 @@ takes made-up images, and tests just that: does the loss of two patients fall ap
 forward pass write anything into the model? And, in mode `hooks`, are the per-sample gradients of every layer those that
 a loop over samples finds?
 
-Known here: with padding other than zeros, Opacus's hooks on convolutions give wrong gradients, and its
-ghost clipping lets one patient contribute 2.2 times the bound, while its own validator passes the network.
+Known here: with padding other than zeros, Opacus's hooks on convolutions give wrong gradients, and its ghost clipping
+lets one patient contribute more than the bound, while its own validator passes the network.
 """
 
 from __future__ import annotations

@@ -183,3 +183,23 @@ def test_the_model_itself_is_left_alone():
     assert not model.training
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("padding", ["zeros", "replicate", "reflect", "circular"])
+def test_why_ghost_clipping_is_not_offered(padding):
+    """With padding other than zeros one sample contributes more than the bound, and Opacus's validator is content."""
+    from opacus.grad_sample import GradSampleModuleFastGradientClipping
+    from opacus.validators import ModuleValidator
+
+    model = nn.Conv3d(1, 4, 3, padding=1, padding_mode=padding, bias=False)
+    assert not ModuleValidator.validate(model)
+    ghost = GradSampleModuleFastGradientClipping(model, max_grad_norm=1.0, loss_reduction="sum")
+    per_sample_loss = (ghost(torch.full((1, 1, 4, 4, 4), 5.0)) - 100).square().flatten(1).sum(1)
+    per_sample_loss.sum().backward(retain_graph=True)
+    ghost.get_norm_sample()
+    clipped = per_sample_loss * ghost.get_clipping_coef()
+    model.weight.grad = None
+    ghost.disable_hooks()
+    clipped.sum().backward()
+    contribution = float(model.weight.grad.norm())
+    assert contribution < 1.0001 if padding == "zeros" else contribution > 1.6
