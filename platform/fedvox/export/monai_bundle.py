@@ -8,8 +8,8 @@
 
     cd OUTPUT && python -m monai.bundle run --config_file configs/inference.json --dataset_dir IMAGES
 
-MONAI's arrays are (x, y, z) and Fedvox's (z, y, x): the network is wrapped, all transforms are MONAI's own. They do
-what Fedvox does, by other means: `docs/release_and_export.md` says where that shows.
+MONAI's arrays are (x, y, z) and Fedvox's (z, y, x): the network is wrapped. The sliding window is Fedvox's, all
+transforms are MONAI's own: `docs/release_and_export.md` says where that shows.
 """
 
 from __future__ import annotations
@@ -33,30 +33,54 @@ from fedvox.inference.recipe import Recipe
 from fedvox.storage import Location
 from fedvox.training.model_card import model_card
 
-SCRIPT = '''"""Builds this bundle's network from the sources beside this file, unless Fedvox is installed."""
+SCRIPT = '''"""This bundle's network and sliding window, from the sources beside this file or an installed Fedvox."""
 
 import json
 import sys
 from pathlib import Path
 
 import torch
+from monai.inferers import Inferer
+from monai.utils import convert_to_dst_type
 
 sys.path.append(str(Path(__file__).parent / "vendored"))
 
+from fedvox.inference.sliding_window import SlidingWindow, predict_logits  # noqa: E402
 from fedvox.models.registry import build_model  # noqa: E402
 
 
+def turned(image):
+    """(B, C, x, y, z), as MONAI has it, to (B, C, z, y, x), as Fedvox has it, and back."""
+    plain = image.as_tensor() if hasattr(image, "as_tensor") else image  # no metadata through every layer
+    return plain.permute(0, 1, 4, 3, 2).contiguous()
+
+
 class Ras(torch.nn.Module):
-    """Takes and gives MONAI's (B, C, x, y, z); the network inside wants (B, C, z, y, x)."""
+    """Takes and gives (B, C, x, y, z)."""
 
     def __init__(self, network):
         super().__init__()
         self.network = network
 
     def forward(self, image):
-        # A MetaTensor would be carried through every layer.
-        plain = image.as_tensor() if hasattr(image, "as_tensor") else image
-        return self.network(plain.permute(0, 1, 4, 3, 2).contiguous()).permute(0, 1, 4, 3, 2)
+        return turned(self.network(turned(image)))
+
+
+class EvenWindows(Inferer):
+    """Windows spread evenly over the volume, as `fedvox predict` has them: the same labels, voxel for voxel."""
+
+    def __init__(self, roi_size, overlap=0.5, mirror=False, batch_size=1):
+        super().__init__()
+        self.window = SlidingWindow(tuple(roi_size)[::-1], overlap, mirror, batch_size)
+
+    def __call__(self, inputs, network, *args, **kwargs):
+        def in_our_order(patches):
+            return turned(network(turned(patches)))
+
+        images = turned(inputs)
+        found = [predict_logits(in_our_order, image, self.window, device=images.device) for image in images]
+        logits = turned(torch.stack(found).clone())
+        return convert_to_dst_type(logits, inputs, dtype=logits.dtype, device=logits.device)[0]
 
 
 def build():
@@ -68,7 +92,10 @@ def build():
     return Ras(network).eval()
 '''
 
-_VENDORED = ("__init__.py", "errors.py", "models")
+_VENDORED = (
+    "__init__.py", "errors.py", "models",
+    "inference/__init__.py", "inference/windows.py", "inference/sliding_window.py",
+)  # fmt: skip
 
 
 def export_monai_bundle(source: Exported, output: Location) -> None:
@@ -129,7 +156,8 @@ def inference_config(source: Exported) -> dict[str, Any]:
         "ckpt_path": "$@bundle_root + '/models/model.pt'",
         "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
         "images": images,
-        "network_def": "$runpy.run_path(@bundle_root + '/scripts/network.py')['build']()",
+        "scripts": "$runpy.run_path(@bundle_root + '/scripts/network.py')",
+        "network_def": "$@scripts['build']()",
         "network": "$@network_def.to(@device)",
         "preprocessing": {"_target_": "Compose", "transforms": preprocessing(source)},
         "dataset": {
@@ -138,14 +166,7 @@ def inference_config(source: Exported) -> dict[str, Any]:
             "transform": "@preprocessing",
         },
         "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0},
-        "inferer": {
-            "_target_": "SlidingWindowInferer",
-            "roi_size": list(source.patch_size[::-1]),
-            "sw_batch_size": 1,
-            "overlap": 0.5,
-            "mode": "gaussian",
-            "sigma_scale": 0.125,
-        },
+        "inferer": f"$@scripts['EvenWindows'](roi_size={list(source.patch_size[::-1])}, overlap=0.5)",
         "postprocessing": {"_target_": "Compose", "transforms": postprocessing(source)},
         "handlers": [
             {

@@ -92,21 +92,13 @@ def test_the_vendored_sources_are_enough_where_fedvox_is_not_installed(release, 
     assert "vendored" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("patch", "least"),
-    [
-        pytest.param(48, 0.9999, id="one window"),
-        # Their Gaussians are centred half a voxel apart.
-        pytest.param(32, 0.97, id="eight windows", marks=pytest.mark.slow),
-    ],
-)
-def test_monais_command_gives_fedvoxs_labels(release, brain, tmp_path, patch, least):
-    folder, _ = release("mednext-v2-nano", patch_size=(patch,) * 3)
+def test_monais_command_gives_fedvoxs_labels(release, brain, tmp_path):
+    folder, _ = release("mednext-v2-nano")
     export(str(folder), Target.monai_bundle, str(tmp_path / "bundle"))
     theirs = run_bundle(tmp_path / "bundle", brain, tmp_path / "theirs")
     ours = run_fedvox(folder, brain, tmp_path / "ours")
     assert len(np.unique(np.asarray(ours.dataobj))) > 1
-    assert agreement(theirs, ours) >= least
+    assert agreement(theirs, ours) > 0.9999
 
 
 def test_clipping_and_resampling_of_ct_agree_up_to_the_interpolation(release, brain, tmp_path):
