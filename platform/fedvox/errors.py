@@ -5,6 +5,7 @@
     │   ├── ConfigError         a configuration file or override
     │   ├── DataError           an image, a label map, a data set, a manifest
     │   ├── StorageError        a bucket or folder: missing, forbidden, full
+    │   │   ├── StorageRefused          no such bucket, no credentials, no permission: waiting does not help
     │   │   └── CheckpointNotWritten    the last checkpoint of a run found no room
     │   └── CheckpointError     a checkpoint: unreadable, or of another architecture
     └── RunError                the work itself failed; exit code 1
@@ -66,6 +67,10 @@ class DataError(InputError):
 
 class StorageError(InputError):
     """A folder or bucket is missing, forbidden or full."""
+
+
+class StorageRefused(StorageError):
+    """The bucket does not exist, or these credentials may not use it: trying again does not help."""
 
 
 class CheckpointNotWritten(StorageError):

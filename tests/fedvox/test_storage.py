@@ -14,7 +14,7 @@ from botocore.config import Config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedvox.errors import StorageError
+from fedvox.errors import StorageError, StorageRefused
 from fedvox.storage import (
     RangeReader,
     RetryPolicy,
@@ -66,6 +66,13 @@ class TestLocating:
         location = locate("s3://bucket/a?b#c/d")
         assert location.path == "bucket/a?b#c/d"
         assert location.uri == "s3://bucket/a?b#c/d"
+
+    def test_a_scheme_of_its_own_chooses_s3fs(self, s3_server, bucket):
+        through = locate(bucket.replace("s3://", "s3fs://")).child("x")
+        assert through.uri.startswith("s3fs://")
+        assert type(through.filesystem) is not type(locate(bucket).filesystem)
+        write_atomic(through, b"1")
+        assert read_bytes(locate(through.uri)) == read_bytes(locate(bucket).child("x")) == b"1"
 
     def test_children_and_parents(self, s3_server):
         location = locate("s3://bucket/a/").child("b", "c.json")
@@ -217,7 +224,7 @@ class TestS3Faults:
         ]
         started = time.monotonic()
         for call in calls:
-            with pytest.raises(StorageError, match="no bucket 'there-is-no-such-bucket'") as caught:
+            with pytest.raises(StorageRefused, match="no bucket 'there-is-no-such-bucket'") as caught:
                 call()
             assert "Create the bucket" in caught.value.remedy
         assert time.monotonic() - started < 10
@@ -232,7 +239,7 @@ class TestS3Faults:
                 lambda: read_bytes(location.child("x")),
                 lambda: write_atomic(location.child("y"), b"1"),
             ):
-                with pytest.raises(StorageError, match=r"denied|credentials") as caught:
+                with pytest.raises(StorageRefused, match=r"denied|credentials") as caught:
                     call()
                 assert "credentials" in caught.value.remedy or "AWS_" in caught.value.remedy
             assert time.monotonic() - started < 10
@@ -259,7 +266,7 @@ class TestS3Faults:
             )
         finally:
             s3_server.door.refuse_unsigned = False
-        assert "StorageError" in done.stderr
+        assert "StorageRefused" in done.stderr
         assert "AWS_ACCESS_KEY_ID is not set" in done.stderr
 
     def test_slow_down_is_retried(self, s3_server, bucket, backend):

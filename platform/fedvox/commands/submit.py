@@ -8,9 +8,10 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -21,6 +22,9 @@ from fedvox.errors import ConfigError, FedvoxError, RunError
 RUN_DIRECTORY = re.compile(r"^run directory: (\S+)\s*$", re.MULTILINE)
 PLAIN_LINE_S = 30.0
 INTERRUPTED = 130
+UNREACHABLE_S = 120.0
+
+T = TypeVar("T")
 
 
 def submit(
@@ -86,7 +90,7 @@ def submit_and_follow(
             _follow(client, job)
             print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
             return INTERRUPTED
-        details = client.get_job_info(job)
+        details = _patiently(partial(client.get_job_info, job))
         if details.driver_exit_code is not None:
             return int(details.driver_exit_code)
         if str(details.status) == "SUCCEEDED":
@@ -131,8 +135,8 @@ def _follow(client: Any, job: str) -> None:
     with bar:
         task = bar.add_task("starting", total=None, note="")
         while True:
-            ended = client.get_job_status(job).is_terminal()
-            logs = client.get_job_logs(job)
+            ended = _patiently(partial(client.get_job_status, job)).is_terminal()
+            logs = _patiently(partial(client.get_job_logs, job))
             if len(logs) > shown:
                 console.print(logs[shown:].rstrip("\n"), markup=False, highlight=False, soft_wrap=True)
                 shown = len(logs)
@@ -155,6 +159,23 @@ def _follow(client: Any, job: str) -> None:
             if ended:
                 return
             time.sleep(1.0)
+
+
+def _patiently(ask: Callable[[], T]) -> T:
+    """The job server's answer; the job goes on while it does not answer, so a network that blinks ends nothing."""
+    from requests.exceptions import RequestException
+
+    began = time.monotonic()
+    while True:
+        try:
+            return ask()
+        except RequestException as error:
+            if time.monotonic() - began > UNREACHABLE_S:
+                raise RunError(
+                    f"the job server has not answered for {UNREACHABLE_S:.0f} s ({error})",
+                    "The job itself goes on if the cluster does: see `ray job list`, `ray job logs`, `fedvox status`.",
+                ) from error
+        time.sleep(2.0)
 
 
 def _note(status: dict[str, Any]) -> str:

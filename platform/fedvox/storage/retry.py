@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from fedvox.errors import StorageError
+from fedvox.errors import StorageError, StorageRefused
 
 logger = logging.getLogger(__name__)
 
@@ -106,15 +106,15 @@ def storage_error(error: Exception, uri: str) -> StorageError:
             f"{uri}: no space left on the device", "Free some space there or name another folder."
         )
     if re.search(r"NO_SUCH_BUCKET|NoSuchBucket|bucket does not exist", text, re.IGNORECASE):
-        bucket = uri.removeprefix("s3://").split("/", 1)[0]
-        return StorageError(
+        bucket = re.sub(r"^s3(fs)?://", "", uri).split("/", 1)[0]
+        return StorageRefused(
             f"{uri}: there is no bucket {bucket!r}", f"Create the bucket {bucket!r} or correct its name."
         )
     if re.search(r"NoCredentials|Unable to locate credentials|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES", text):
-        return StorageError(f"{uri}: the credentials are missing or wrong ({text})", _credentials_remedy())
+        return StorageRefused(f"{uri}: the credentials are missing or wrong ({text})", _credentials_remedy())
     denied = r"ACCESS_DENIED|AccessDenied|Forbidden|status 403"
     if isinstance(error, PermissionError) or re.search(denied, text):
-        return StorageError(f"{uri}: access is denied ({text})", _permission_remedy(uri))
+        return StorageRefused(f"{uri}: access is denied ({text})", _permission_remedy(uri))
     if isinstance(error, FileNotFoundError):
         return StorageError(f"{uri}: does not exist", "Check the path, or write it first.")
     return StorageError(f"{uri}: {text}", "Check that it can be reached (network, AWS_ENDPOINT_URL, mount).")
@@ -125,7 +125,7 @@ def _credentials_remedy() -> str:
 
 
 def _permission_remedy(uri: str) -> str:
-    if not uri.startswith("s3://"):
+    if not uri.startswith(("s3://", "s3fs://")):
         return "Grant this user read and write access to the folder, or name another."
     if "AWS_ACCESS_KEY_ID" not in os.environ and "AWS_PROFILE" not in os.environ:
         return f"AWS_ACCESS_KEY_ID is not set. {_credentials_remedy()}"

@@ -42,6 +42,7 @@ from fedvox.errors import (
     OutOfMemory,
     Preempted,
     RunError,
+    StorageRefused,
 )
 from fedvox.training.checkpoint import newest_meta
 from fedvox.training.config import PretrainConfig, expand, is_relative, require_lasting
@@ -54,8 +55,9 @@ from fedvox.training.world import World
 
 log = logging.getLogger(__name__)
 
-FOR_GOOD = (ConfigError, DataError, CheckpointError, DamagedCase)
-"""What a restart would only repeat, for ever where `max_failures` is -1. Storage may come back."""
+FOR_GOOD = (ConfigError, DataError, CheckpointError, DamagedCase, StorageRefused)
+"""What a restart would only repeat, for ever where `max_failures` is -1. Storage that is out of reach may
+come back; a bucket that is gone or forbidden does not."""
 SOURCE_ROOTS = ("platform", "federation", "compliance")
 
 
