@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fedvox_compliance.assessment import Answer, Entry, Evidence
 from fedvox_compliance.catalogue import Control, ScopeQuestion
-from fedvox_compliance.errors import AssessmentError, ConflictError, EvidenceError
+from fedvox_compliance.errors import AssessmentError, ComplianceError, ConflictError, EvidenceError
 from fedvox_compliance.interface import format_date
 from fedvox_compliance.messages import Messages
 from fedvox_compliance.questionnaire import Progress, Selection, is_answered, steps_of
@@ -152,7 +152,7 @@ class Dialogue:
                 control.id, answer, author=self._asking.author, reason=reason, maturity=maturity, due=due
             )
         except (AssessmentError, ConflictError) as wrong:
-            self._terminal.say(str(wrong), "problem")
+            self._terminal.say(self._told(wrong), "problem")
             return self._ask_control(control)
         if answer in _WITH_DOCUMENTS and self._asking.ask_documents:
             self._ask_documents(control)
@@ -266,7 +266,12 @@ class Dialogue:
                 if not self._take_over(control, typed, offered):
                     self._add_document(control, typed)
             except (EvidenceError, AssessmentError, ConflictError) as wrong:
-                self._terminal.say(str(wrong), "problem")
+                self._terminal.say(self._told(wrong), "problem")
+
+    def _told(self, wrong: ComplianceError) -> str:
+        """An error in the language of the conversation; with its remedy where both are in one language."""
+        language = self._say.language
+        return str(wrong) if language == "en" else wrong.told_in(language)
 
     def _take_over(self, control: Control, typed: str, offered: tuple[Suggestion, ...]) -> bool:
         numbers = typed.replace(",", " ").split()

@@ -19,6 +19,8 @@ own. Commands print `message` and `remedy` and leave with `exit_code`; there is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class ComplianceError(Exception):
     """An expected failure, told in words that a clinic can act on.
@@ -26,14 +28,22 @@ class ComplianceError(Exception):
     Args:
         message: names the thing (file, control, field), what was found and what was expected.
         remedy: what to do about it, as an instruction.
+        translate: gives the message in a language, for what people meet in a form or a conversation.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, remedy: str = "") -> None:
+    def __init__(
+        self, message: str, remedy: str = "", *, translate: Callable[[str], str] | None = None
+    ) -> None:
         super().__init__(message, remedy)
         self.message = message
         self.remedy = remedy
+        self._translate = translate
+
+    def told_in(self, language: str) -> str:
+        """The message in a language; in English where nobody translated it."""
+        return self.message if self._translate is None else self._translate(language)
 
     def __str__(self) -> str:
         return f"{self.message}\n  -> {self.remedy}" if self.remedy else self.message

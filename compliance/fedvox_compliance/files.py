@@ -100,7 +100,7 @@ def describe_problems(wrong: ValidationError, source: str) -> str:
 
 def _in_words(kind: str, message: str) -> str:
     if kind == "string_pattern_mismatch" and r"\x00-\x08" in message:
-        return "it holds a line break or another character that cannot be seen"
+        return "it holds a character that cannot be shown, or a line break where one line is asked for"
     return message.removeprefix("Value error, ")
 
 

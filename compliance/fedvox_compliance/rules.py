@@ -90,8 +90,11 @@ def require_allowed(entries: Mapping[str, Entry | None], catalogue: Catalogue, o
     if refused:
         from fedvox_compliance.messages import describe_broken
 
-        told = "; ".join(describe_broken(b) for b in refused[:8])
-        raise AssessmentError(told, "Nothing was changed. Correct it and try again.")
+        def told(language: str) -> str:
+            return "; ".join(describe_broken(b, language) for b in refused[:8])
+
+        remedy = "Nothing was changed. Correct it and try again."
+        raise AssessmentError(told("en"), remedy, translate=told)
 
 
 def _about_answer(control: Control, entry: Entry) -> list[Rule]:

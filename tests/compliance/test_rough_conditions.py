@@ -212,7 +212,10 @@ def test_values_that_mean_nothing_are_refused_by_name(
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["new", "elsewhere", "--clinic", "two\nlines"], "clinic: it holds a line break"),
+        (
+            ["new", "elsewhere", "--clinic", "two\nlines"],
+            "clinic: it holds a character that cannot be shown, or a line break",
+        ),
         (["new", "elsewhere", "--clinic", ""], "clinic"),
         (["trust", "init", "--store", "new.json", "--key", "root.pem", "--name", "x" * 300], "name"),
         (["assess", "start", "FOLDER", "paper.json", "--nonce", "nonce", "--assessor", ""], "assessor"),

@@ -12,8 +12,9 @@ from typing import Protocol
 from pydantic import TypeAdapter, ValidationError
 
 from fedvox_compliance.assessment import Answer, Entry, Name
-from fedvox_compliance.errors import ConflictError, EvidenceError, UsageError
+from fedvox_compliance.errors import ComplianceError, ConflictError, EvidenceError, UsageError
 from fedvox_compliance.evidence import safe_name
+from fedvox_compliance.interface import load_interface
 from fedvox_compliance.messages import LANGUAGES
 from fedvox_compliance.sharing import suggest_documents
 from fedvox_compliance.web.state import Session, version_of
@@ -53,7 +54,7 @@ def set_name(session: Session, fields: Fields) -> None:
     try:
         session.name = _NAME.validate_python(_text(fields, "name").strip())
     except ValidationError:
-        raise UsageError("this is no name", "Give 1 to 120 characters on one line.") from None
+        raise _refusal(UsageError, "name") from None
 
 
 def set_language(session: Session, fields: Fields) -> None:
@@ -72,7 +73,7 @@ def save_scope(space: Workspace, session: Session, question: str, fields: Fields
     """
     said = _text(fields, "applies")
     if said not in ("yes", "no"):
-        raise UsageError("choose yes or no", "An open question never makes the questionnaire shorter.")
+        raise _refusal(UsageError, "yes_or_no")
     if space.assessment.stated_scope.get(question) is not (said == "yes"):
         space.state_scope(question, said == "yes", author=session.name)
 
@@ -118,7 +119,7 @@ async def receive_upload(upload: object, folder: Path, limit: int) -> Path:
     """
     name = getattr(upload, "filename", None)
     if not isinstance(name, str) or not name:
-        raise EvidenceError("no file was chosen", "Choose a file first.")
+        raise _refusal(EvidenceError, "no_file")
     base = name.replace("\\", "/").rsplit("/", 1)[-1]
     target = Path(tempfile.mkdtemp(prefix=".incoming.", dir=folder)) / safe_name(base)
     size = 0
@@ -128,9 +129,7 @@ async def receive_upload(upload: object, folder: Path, limit: int) -> Path:
             if size > limit:
                 target.unlink()
                 target.parent.rmdir()
-                raise EvidenceError(
-                    f"the file is larger than {limit // 2**20} MiB", "Attach an extract of it."
-                )
+                raise _refusal(EvidenceError, "too_large", mib=limit // 2**20)
             file.write(chunk)
     return target
 
@@ -140,15 +139,19 @@ def attach(space: Workspace, session: Session, control: str, file: Path, fields:
 
     Raises:
         EvidenceError: it is empty or cannot be copied.
-        UsageError: a date cannot be read.
+        UsageError: a date cannot be read, or the last lies before the first.
     """
-    effective = _date(fields, "effective") or space.today()
+    effective, expires = _date(fields, "effective") or space.today(), _date(fields, "expires")
+    if expires is not None and expires < effective:
+        raise _refusal(UsageError, "dates")
+    if file.stat().st_size == 0:
+        raise _refusal(EvidenceError, "empty")
     space.add_evidence(
         control,
         file,
         author=session.name,
         effective=effective,
-        expires=_date(fields, "expires"),
+        expires=expires,
         title=_text(fields, "title").strip(),
     )
 
@@ -166,7 +169,7 @@ def share(space: Workspace, session: Session, control: str, fields: Fields) -> N
         if suggestion.document.sha256 == wanted:
             space.attach_evidence(control, suggestion.taken_over(), author=session.name)
             return
-    raise UsageError("this document is no longer suggested here", "Look at the page again.")
+    raise _refusal(UsageError, "not_suggested")
 
 
 def detach(space: Workspace, session: Session, control: str, fields: Fields) -> None:
@@ -189,10 +192,10 @@ def _read_answer(fields: Fields) -> _Given:
     try:
         answer = Answer(_text(fields, "answer"))
     except ValueError:
-        raise UsageError("no answer is chosen", "Choose one of the answers.") from None
+        raise _refusal(UsageError, "no_answer") from None
     maturity = _text(fields, "maturity")
     if maturity and maturity not in "012345":
-        raise UsageError("the maturity is a number from 0 to 5", "Choose one of the list.")
+        raise _refusal(UsageError, "maturity")
     return _Given(
         answer=answer,
         reason=_text(fields, "reason").replace("\r\n", "\n").strip(),
@@ -208,9 +211,7 @@ def _same(before: Entry, given: _Given, today: dt.date) -> bool:
 
 def _require_version(space: Workspace, control: str, fields: Fields) -> None:
     if _text(fields, "version") != version_of(space.assessment.entries.get(control)):
-        raise ConflictError(
-            f"{control}: changed in the meantime", "Look at the present answer, then try again."
-        )
+        raise _refusal(ConflictError, "changed", control=control)
 
 
 def _date(fields: Fields, name: str) -> dt.date | None:
@@ -220,7 +221,16 @@ def _date(fields: Fields, name: str) -> dt.date | None:
     try:
         return dt.date.fromisoformat(text)
     except ValueError:
-        raise UsageError(f"{text[:20]!r} is no date", "Write it like 2026-11-24.") from None
+        raise _refusal(UsageError, "no_date", text=text[:20]) from None
+
+
+def _refusal(kind: type[ComplianceError], key: str, **values: object) -> ComplianceError:
+    """An error that the form can tell in its own language."""
+
+    def told(language: str) -> str:
+        return load_interface(language)(f"refused.{key}", **values)
+
+    return kind(told("en"), translate=told)
 
 
 def _text(fields: Fields, name: str) -> str:

@@ -252,7 +252,7 @@ def _outcome(
 
 
 def _why(say: Any, problem: ComplianceError) -> str:
-    return str(say("web.not_saved", why=problem.message))
+    return str(say("web.not_saved", why=problem.told_in(say.language)))
 
 
 def _fragment(template: str, **values: Any) -> str:
@@ -321,9 +321,8 @@ def _failed(request: Request, error: ComplianceError) -> Response:
     """A page that says what went wrong and leads back to where one was."""
     _, session = _session(request)
     status = 409 if isinstance(error, ConflictError) else 422
-    return page(
-        "error.html.j2", status, t=load_interface(session.language), why=error.message, remedy=error.remedy
-    )
+    why, remedy = error.told_in(session.language), error.remedy if session.language == "en" else ""
+    return page("error.html.j2", status, t=load_interface(session.language), why=why, remedy=remedy)
 
 
 async def refuse_stranger(request: Request, _: Exception) -> Response:
@@ -337,5 +336,5 @@ async def refuse_request(request: Request, error: Exception) -> Response:
     """A refusal that a page raised."""
     session = request.app.state.server.session(request.cookies.get(request.app.state.cookie))
     say = load_interface(session.language if session else request.app.state.server.language)
-    why = error.message if isinstance(error, ComplianceError) else say("web.error_missing")
+    why = error.told_in(say.language) if isinstance(error, ComplianceError) else say("web.error_missing")
     return page("error.html.j2", 404, t=say, why=why, remedy="")

@@ -247,7 +247,7 @@ def test_the_form_works_without_script(browser: Browser) -> None:
         (CONTROL, {"answer": "perfect"}, "no answer is chosen"),
         (CONTROL, {}, "no answer is chosen"),
         (CONTROL, {"answer": "yes", "maturity": "9"}, "0 to 5"),
-        (CONTROL, {"answer": "yes", "reason": "a\x00b"}, "pattern"),
+        (CONTROL, {"answer": "yes", "reason": "a\x00b"}, "cannot be shown"),
         (CONTROL, {"answer": "yes", "reason": "x" * 4001}, "4000"),
     ],
 )
@@ -259,6 +259,29 @@ def test_what_the_rules_refuse_is_explained_and_not_saved(
     assert not answer.json()["saved"]
     assert why in answer.json()["status"]
     assert control not in browser.server.space.assessment.entries
+
+
+@pytest.mark.parametrize(
+    ("control", "fields", "why"),
+    [
+        ("ISO27001.A.5.7", {"answer": "not_applicable"}, "braucht eine schriftliche Begründung"),
+        (CONTROL, {"answer": "planned", "due": "soon"}, "ist kein Datum"),
+        (CONTROL, {}, "keine Antwort gewählt"),
+        (CONTROL, {"answer": "yes", "maturity": "9"}, "Zahl von 0 bis 5"),
+        (CONTROL, {"answer": "yes", "version": "of yesterday"}, "inzwischen geändert"),
+    ],
+)
+@pytest.mark.parametrize("scripted", [True, False])
+def test_refusals_are_german_in_a_german_form(
+    control: str, fields: dict[str, str], why: str, browser: Browser, scripted: bool
+) -> None:
+    browser.post("/language", language="de", back="/")
+    given = {"version": browser.version(control)} | fields
+    answer = browser.post(f"/answer/{control}", scripted=scripted, **given)
+    shown = answer.json()["status"] if scripted else answer.text
+    assert answer.status_code in (409, 422)
+    assert why in shown
+    assert not re.search(r"\b(is|the|needs|again|Write|Choose)\b", re.sub(r"<[^>]*>", "", shown))
 
 
 def test_nobody_answers_anonymously(stranger: TestClient, server: FormServer) -> None:
@@ -338,6 +361,25 @@ def test_the_language_changes_for_this_browser_and_stays_on_the_page(browser: Br
     assert "Rechtsgrundlage" in page
     assert browser.post("/language", language="xx", back="/").status_code == 303
     assert '<html lang="de">' in browser.get("/").text
+
+
+def test_no_english_is_left_on_any_page_of_the_german_form(browser: Browser) -> None:
+    """Questions, help, documents that would be expected, buttons, hints, titles: read as a screen reader would."""
+    browser.post("/language", language="de", back="/")
+    themes = {c.theme for c in browser.server.space.catalogue.controls.values()}
+    for path in ("/", "/scope", *(f"/section/{theme}" for theme in sorted(themes))):
+        page = browser.client.get(path).text
+        assert '<html lang="de">' in page
+        said = re.sub(r"<(script|style).*?</\1>", " ", page, flags=re.S)
+        said = " ".join(
+            [re.sub(r"<[^>]*>", " ", said), *re.findall(r'(?:aria-label|title|data-[a-z-]+)="([^"]*)"', said)]
+        )
+        said = said.replace("notice of privacy practices", "")  # a term of the law, which has no German name
+        left = re.findall(
+            r"\b(?:the|of|and|your|is|are|with|this|not|or|to|yes|help|evidence|save)\b.{0,40}", said
+        )
+        assert not left, (path, left[:5])
+        assert "[en]" not in said
 
 
 @pytest.mark.parametrize(
