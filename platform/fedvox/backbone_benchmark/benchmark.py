@@ -9,12 +9,13 @@ What has finished is read, not repeated.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -168,19 +169,19 @@ def run_benchmark(config: BackboneBenchmarkConfig, told: Told) -> Comparison:
     specs = check(config, facts)
     root = root_of(config)
     storage.write_atomic(root.child("config.resolved.yaml"), to_yaml(config).encode())
-    profiles = _profiles(config, specs, told)
-    first, second = all_trials(config, profiles)
-    failures = _run(config, _open(first), told, at_a_time=config.compute.concurrent)
-    started_from = {
-        trial.label for trial in first if trial.phase == "pretrain" and trial.trial_id in failures
-    }
-    second = [trial for trial in second if trial.label not in started_from]
-    failures |= _run(config, _open(second), told, at_a_time=config.compute.concurrent)
+    with contextlib.ExitStack() as cluster:  # Ray is started once, and only if there is something to run
+        run: _Run = functools.partial(_run, config, told, cluster)
+        profiles = _profiles(config, specs, run)
+        first, second = all_trials(config, profiles)
+        failures = run(_open(first))
+        bereft = {trial.label for trial in first if trial.phase == "pretrain" and trial.trial_id in failures}
+        second = [trial for trial in second if trial.label not in bereft]
+        failures |= run(_open(second))
     return _compared(config, facts, profiles, [*first, *second], failures)
 
 
 def _profiles(
-    config: BackboneBenchmarkConfig, specs: Mapping[str, StepSpec], told: Told
+    config: BackboneBenchmarkConfig, specs: Mapping[str, StepSpec], run: _Run
 ) -> dict[str, Profile]:
     """Measures what was not measured before, one at a time so that they do not disturb each other.
 
@@ -192,7 +193,7 @@ def _profiles(
         for title, spec in specs.items()
         if known_profile(config, title, spec) is None
     }
-    for error in _run(config, tasks, told, at_a_time=min(1, config.compute.concurrent)).values():
+    for error in run(tasks, most=1).values():
         raise error
     found = {title: known_profile(config, title, spec) for title, spec in specs.items()}
     return {title: known for title, known in found.items() if known is not None}
@@ -215,15 +216,30 @@ def _open(trials: Sequence[Trial]) -> dict[str, Task]:
     }
 
 
+class _Run(Protocol):
+    """Runs tasks, at most so many at a time, and returns why some failed."""
+
+    def __call__(self, tasks: Mapping[str, Task], most: int | None = None) -> dict[str, FedvoxError]: ...
+
+
 def _run(
-    config: BackboneBenchmarkConfig, tasks: Mapping[str, Task], told: Told, *, at_a_time: int
+    config: BackboneBenchmarkConfig,
+    told: Told,
+    cluster: contextlib.ExitStack,
+    tasks: Mapping[str, Task],
+    most: int | None = None,
 ) -> dict[str, FedvoxError]:
-    if not at_a_time:
+    at_a_time = config.compute.concurrent
+    if not at_a_time or not tasks:
         return run_here(tasks, told)
     from fedvox.backbone_benchmark.tune_shell import run_over_tune  # ray
+    from fedvox.data.ingest_ray import connected
 
+    cluster.enter_context(connected("auto"))
     folder = root_of(config).child("tune")
-    return run_over_tune(tasks, config.compute, folder, at_a_time=at_a_time, told=told)
+    return run_over_tune(
+        tasks, config.compute, folder, at_a_time=min(at_a_time, most or at_a_time), told=told
+    )
 
 
 def _compared(

@@ -19,7 +19,6 @@ from ray import tune
 from fedvox import errors
 from fedvox.backbone_benchmark.config import Compute
 from fedvox.backbone_benchmark.tasks import Task, Told
-from fedvox.data.ingest_ray import connected
 from fedvox.errors import FedvoxError, RunError
 from fedvox.storage import Location
 
@@ -31,10 +30,10 @@ _QUIET = {"RAY_AIR_NEW_OUTPUT": "0"}
 def run_over_tune(
     tasks: Mapping[str, Task], compute: Compute, folder: Location, *, at_a_time: int, told: Told
 ) -> dict[str, FedvoxError]:
-    """Runs tasks on the cluster at hand, or on a Ray of this process's own.
+    """Runs tasks on the Ray that this process is connected to.
 
     Args:
-        tasks: by name; each leaves its result behind by itself.
+        tasks: by name, at least one; each leaves its result behind by itself.
         compute: resources of a task, and how often it is started again.
         folder: for Tune's own files.
         at_a_time: bound on tasks that run together.
@@ -43,10 +42,8 @@ def run_over_tune(
     Returns:
         Why tasks failed, by name; empty if none did.
     """
-    if not tasks:
-        return {}
     resources = {"cpu": float(compute.cpus_per_trial), "gpu": float(compute.gpus_per_trial)}
-    with _quiet(), connected("auto"):
+    with _quiet():
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(_work, tasks=dict(tasks)), resources),
             param_space={"task": tune.grid_search(list(tasks))},
