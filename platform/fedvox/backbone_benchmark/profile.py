@@ -7,14 +7,17 @@ A fresh process, because the peak memory of a CPU process cannot be reset.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import resource
 import statistics
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -132,7 +135,8 @@ def measure(spec: StepSpec) -> dict[str, Any]:
         torch.randint(0, spec.classes, size, device=device),
         torch.ones(spec.batch_size, spec.classes, dtype=torch.bool, device=device),
     )
-    before = _peak_gib()  # torch and the batch
+    before = _memory_gib("VmRSS")  # torch and the batch
+    _forget_peak()
     network = build_model(spec.name, in_channels=spec.in_channels, classes=spec.classes, **spec.options)
     network = network.to(device).train()
     optimizer = build_optimizer(OptimizerSection(), network)
@@ -145,7 +149,7 @@ def measure(spec: StepSpec) -> dict[str, Any]:
         )  # reads the gradient norm, and so waits for the device
         seconds.append(time.perf_counter() - began)
     on_gpu = device.type == "cuda"
-    peak = torch.cuda.max_memory_allocated() / GIB if on_gpu else _peak_gib() - before
+    peak = torch.cuda.max_memory_allocated() / GIB if on_gpu else _memory_gib("VmHWM") - before
     return {
         "seconds_per_step": statistics.median(seconds[_WARMUP:]),
         "peak_gib": peak,
@@ -153,9 +157,22 @@ def measure(spec: StepSpec) -> dict[str, Any]:
     }
 
 
-def _peak_gib() -> float:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
+def _memory_gib(field: str) -> float:
+    """`VmRSS` (now) or `VmHWM` (at most) of this process; elsewhere than on Linux the largest so far."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(rf"^{field}:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+        if found is not None:
+            return int(found[1]) * 1024 / GIB
+    return (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / GIB
+    )
+
+
+def _forget_peak() -> None:
+    """Starts the largest memory anew (Linux): importing torch takes more than a small network."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 if __name__ == "__main__":

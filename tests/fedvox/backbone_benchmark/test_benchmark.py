@@ -11,7 +11,7 @@ from fedvox.backbone_benchmark import benchmark as module
 from fedvox.backbone_benchmark.benchmark import all_trials, check, counted_profile, read_facts, run_benchmark
 from fedvox.backbone_benchmark.config import Budget
 from fedvox.backbone_benchmark.dry_run import describe, plan
-from fedvox.backbone_benchmark.profile import StepSpec, count
+from fedvox.backbone_benchmark.profile import StepSpec, count, profile
 from fedvox.backbone_benchmark.report import markdown, write_report
 from fedvox.backbone_benchmark.trials import steps_within
 from fedvox.commands.backbones import _with_pretrained
@@ -61,6 +61,14 @@ def test_counted_operations_of_a_batch_are_those_of_its_patches():
     assert parameters == pytest.approx(19_000, rel=0.1)
     assert four == pytest.approx(4 * one)
     assert of_four == pytest.approx(4 * memory)
+
+
+def test_measured_memory_grows_with_the_patch_by_about_what_is_counted():
+    small, large = (profile(spec(patch_size=(edge,) * 3, options={"width": 16})) for edge in (16, 64))
+    counted = large.activation_gib - small.activation_gib
+    assert 0 < small.peak_gib < large.peak_gib
+    assert 0.7 * counted < large.peak_gib - small.peak_gib < 3 * counted
+    assert large.seconds_per_step > small.seconds_per_step
 
 
 def test_equal_budgets_in_operations_give_the_larger_network_fewer_steps(comparison):
