@@ -15,6 +15,8 @@ from fedvox.benchmark.runner import ShardResult
 from fedvox.benchmark.volumes import write_json, write_text
 
 SCHEMA = "fedvox.benchmark.result/1"
+_PLACES: Any = {"training": {"images"}, "test_sets": {"__all__": {"images", "references", "metadata"}}}
+"""Where data lie on the machine of the third party: not part of a result, which is published."""
 
 
 def write_benchmark(result: BenchmarkResult, output: Path) -> None:
@@ -39,7 +41,7 @@ def to_dict(result: BenchmarkResult) -> dict[str, Any]:
         "schema": SCHEMA,
         "benchmark": result.manifest.name,
         "version": result.manifest.version,
-        "manifest": result.manifest.model_dump(mode="json", by_alias=True),
+        "manifest": result.manifest.model_dump(mode="json", by_alias=True, exclude=_PLACES),
         "checks": [{**asdict(c), "title": c.title} for c in result.checks],
         "test_sets": [_test_set(result, a) for a in result.analysis.test_sets],
         "agreement": None if agreement is None else agreement.tolist(),

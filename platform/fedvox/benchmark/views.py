@@ -70,7 +70,7 @@ def _better(result: BenchmarkResult, analysis: TestSetAnalysis) -> list[dict[str
             f"{pair.difference:+.3g} [{pair.low:.3g}, {pair.high:.3g}], p = {pair.p_holm:.2g} after Holm"
         )
         failed = [c.id for c in result.checks_of(submission.name) if not c.holds]
-        if failed:
+        if pair.better and failed:
             text = f"{name} may not be called better than {pair.b}, because {_failing(failed)} ({interval})."
             found.append({"kind": "fail", "text": text})
         elif pair.better:
@@ -156,7 +156,7 @@ def _figures(analysis: TestSetAnalysis, metric: str) -> list[dict[str, str]]:
         text = "Blue: the row scores better than the column, by the difference shown; orange: worse."
         drawn.append((figures.significance_map(analysis.pairwise, order=order), text))
     if analysis.critical is not None:
-        text = "Average ranks; a bar joins methods whose ranks do not differ."
+        text = "Average ranks; a bar joins methods that are not shown to differ."
         drawn.append((figures.critical_difference_diagram(analysis.critical), text))
     name = analysis.test_set.name
     return [{"svg": figures.to_svg(f, f"{name}: {caption}"), "caption": caption} for f, caption in drawn]
