@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fedvox import storage
 from fedvox.errors import ConfigError, DataError, StorageError
 from fedvox.training.config import DataSection, PretrainConfig, expand
+from fedvox.training.fused_attention import fused_attention_on_meta
 from fedvox.training.run_directory import RunDirectory
 from fedvox.training.session import new_network, open_data
 
@@ -84,7 +85,7 @@ def cost_of(network: nn.Module, in_channels: int, patch_size: tuple[int, int, in
     """
     image = torch.empty(1, in_channels, *patch_size, device="meta")
     network.train()
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, fused_attention_on_meta():
         with _saved_bytes(network) as saved:
             outputs = network(image)
             outputs = outputs if isinstance(outputs, list) else [outputs]

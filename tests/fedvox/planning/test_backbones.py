@@ -102,6 +102,24 @@ def test_a_mednext_takes_kernels_and_strides_from_the_spacing_and_fits_the_memor
         )
 
 
+@pytest.mark.parametrize("data", [ISO, THICK, SAGITTAL])
+@pytest.mark.parametrize("model", ["primus-v1-s", "primus-v2-tiny"])
+def test_a_primus_is_planned_in_whole_tokens_and_fits_the_memory(data, model):
+    memory_gib = 10
+    found = plan_backbone(plan(*data), model=model, classes=3, memory_gib=memory_gib)
+    assert all(n % 8 == 0 for n in found.patch_size)
+    with torch.device("meta"):
+        network = build_model(model, in_channels=1, classes=3, **found.options)
+    assert tuple(network.config.patch) == tuple(found.patch_size)
+    cost = cost_of(network, 1, found.patch_size, bf16=True)
+    # Weights, gradients and two moments in float32; activations as counted for this very network.
+    held = 16 * cost.parameters + found.batch_size * cost.activation_bytes
+    assert held <= 1.02 * memory_gib * GIB
+    assert held + cost.activation_bytes > 0.98 * memory_gib * GIB  # one more patch would not fit
+    assert found.optimizer["lr"] == 3e-4
+    assert found.optimizer["warmup_steps"] == 12_500
+
+
 def test_more_memory_gives_more_voxels():
     found = plan(*ISO)
     voxels = []

@@ -50,3 +50,41 @@ def test_counting_the_full_backbone_takes_no_memory():
 
 def test_hardware_is_named_by_its_key():
     assert all(key == hardware.name for key, hardware in HARDWARE.items())
+
+
+def test_a_transformer_keeps_on_the_meta_device_what_the_real_kernel_keeps():
+    patch = (64, 64, 64)
+    network = build_model("primus-v2-tiny", in_channels=1, classes=3, patch_size=patch)
+    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = network.train()(torch.randn(1, 1, *patch))
+        outputs = logits if isinstance(logits, list) else [logits]
+        logs = [torch.log_softmax(out, 1) for out in outputs]
+        loss = sum(log.exp().mean() + log.mean() for log in logs)
+    assert loss.isfinite()
+    real = sum(size for place, size in kept.items() if place not in weights)
+    with torch.device("meta"):
+        counted = build_model("primus-v2-tiny", in_channels=1, classes=3, patch_size=patch)
+    assert cost_of(counted, 1, patch, bf16=False).activation_bytes == pytest.approx(real, rel=0.02)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_attention_does_not_make_memory_grow_with_the_square_of_the_patch(checkpointed):
+    per_voxel = []
+    for edge in (64, 192):
+        with torch.device("meta"):
+            network = build_model(
+                "primus-v1-s",
+                in_channels=1,
+                classes=3,
+                patch_size=(edge,) * 3,
+                checkpoint_blocks=checkpointed,
+            )
+        per_voxel.append(cost_of(network, 1, (edge,) * 3, bf16=True).activation_bytes / edge**3)
+    assert per_voxel[1] == pytest.approx(per_voxel[0], rel=0.01)
