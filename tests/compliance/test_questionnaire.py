@@ -321,6 +321,8 @@ class RealTerminal:
     def __init__(self, arguments: list[str], term: str = "xterm", columns: int = 90) -> None:
         self.pid, self._handle = pty.fork()
         if self.pid == 0:
+            # Tests started in the background of a script inherit that Ctrl-C is ignored; a terminal's program does not.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             environment = os.environ | {
                 "TERM": term,
                 "COLUMNS": str(columns),
