@@ -10,9 +10,9 @@ import logging
 import sys
 from typing import Annotated, NoReturn
 
-import click
 import typer
 
+from fedvox.cli import leave_with_code
 from fedvox.errors import FedvoxError
 from fedvox_compliance.errors import ComplianceError
 from fedvox_federation import cli_ledger, cli_preflight
@@ -77,18 +77,10 @@ def main() -> NoReturn:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(message)s")
-    try:
-        code = typer.main.get_command(app).main(
-            arguments, prog_name="fedvox-federation", standalone_mode=False
-        )
-    except (FedvoxError, ComplianceError) as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except click.exceptions.Abort:
-        sys.exit(130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    sys.exit(code if isinstance(code, int) else 0)
+    leave_with_code(
+        typer.main.get_command(app),
+        arguments,
+        debug=debug,
+        prog_name="fedvox-federation",
+        expected=(FedvoxError, ComplianceError),
+    )

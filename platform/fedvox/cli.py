@@ -129,13 +129,33 @@ def _run(command: click.Command) -> NoReturn:
     )
     for noisy in ("matplotlib", "fsspec", "s3fs", "botocore", "aiobotocore", "asyncio", "urllib3", "numba"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    leave_with_code(command, arguments, debug=debug)
+
+
+def leave_with_code(
+    command: click.Command,
+    arguments: list[str],
+    *,
+    debug: bool,
+    prog_name: str | None = None,
+    expected: tuple[type[Exception], ...] = (FedvoxError,),
+) -> NoReturn:
+    """Runs a command and leaves the program: one line and the error's own exit code for what may go wrong.
+
+    Args:
+        command: that is run.
+        arguments: of it, without `--debug`.
+        debug: expected errors come with their traceback.
+        prog_name: as help names the program.
+        expected: errors with an `exit_code`, which are told without a traceback.
+    """
     try:
-        code = command.main(arguments, standalone_mode=False)
-    except FedvoxError as error:
+        code = command.main(arguments, prog_name=prog_name, standalone_mode=False)
+    except expected as error:
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        sys.exit(getattr(error, "exit_code", 1))
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:

@@ -20,7 +20,7 @@ from fedvox.storage.files import (
     upload_file,
     write_atomic,
 )
-from fedvox.storage.location import Backend, Location, locate
+from fedvox.storage.location import Backend, Location, locate, s3_path
 from fedvox.storage.retry import DEFAULT_RETRY, RetryPolicy, call_with_retry, is_transient, storage_error
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "open_file",
     "read_bytes",
     "read_range",
+    "s3_path",
     "storage_error",
     "sync_folder",
     "upload_file",

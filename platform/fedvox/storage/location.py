@@ -92,16 +92,22 @@ def locate(uri: str | os.PathLike[str], *, backend: Backend = "pyarrow") -> Loca
     parts = urlsplit(text)
     if parts.scheme == "file":
         return locate(unquote(parts.path))
-    if parts.scheme not in ("s3", "s3fs"):
+    path = s3_path(text)
+    if path is None:
         raise StorageError(
             f"{text}: unknown scheme {parts.scheme!r}", "Use a local path, file:// or s3://bucket/key."
         )
     if not parts.netloc:
         raise StorageError(f"{text}: names no bucket", "Write s3://bucket/key.")
-    # Not parts.path: a key may hold '?' and '#', which urlsplit takes for a query and a fragment.
-    path = text.removeprefix(f"{parts.scheme}://").strip("/")
     client: Backend = "s3fs" if parts.scheme == "s3fs" else backend
     return Location(_s3(client, *_s3_settings()), path, f"{parts.scheme}://{path}")
+
+
+def s3_path(uri: str) -> str | None:
+    """`bucket/key` of an S3 URI; None for other locations."""
+    scheme, separator, rest = uri.partition("://")
+    # Not urlsplit's path: a key may hold '?' and '#', which it takes for a query and a fragment.
+    return rest.strip("/") if separator and scheme.lower() in ("s3", "s3fs") else None
 
 
 def _s3_settings() -> tuple[str | None, str | None]:

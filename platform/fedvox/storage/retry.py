@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from fedvox.errors import StorageError, StorageRefused
+from fedvox.storage.location import s3_path
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ def storage_error(error: Exception, uri: str) -> StorageError:
             f"{uri}: no space left on the device", "Free some space there or name another folder."
         )
     if re.search(r"NO_SUCH_BUCKET|NoSuchBucket|bucket does not exist", text, re.IGNORECASE):
-        bucket = re.sub(r"^s3(fs)?://", "", uri).split("/", 1)[0]
+        bucket = (s3_path(uri) or uri).split("/", 1)[0]
         return StorageRefused(
             f"{uri}: there is no bucket {bucket!r}", f"Create the bucket {bucket!r} or correct its name."
         )
@@ -125,7 +126,7 @@ def _credentials_remedy() -> str:
 
 
 def _permission_remedy(uri: str) -> str:
-    if not uri.startswith(("s3://", "s3fs://")):
+    if s3_path(uri) is None:
         return "Grant this user read and write access to the folder, or name another."
     if "AWS_ACCESS_KEY_ID" not in os.environ and "AWS_PROFILE" not in os.environ:
         return f"AWS_ACCESS_KEY_ID is not set. {_credentials_remedy()}"

@@ -273,7 +273,7 @@ def _warnings(config: PretrainConfig, device: Hardware, memory: float, per_worke
         )
     if config.global_batch_size % config.compute.max_workers:
         yield f"workers get unequal shares of the batch (up to {per_worker} samples): some wait for others"
-    if config.data.store.startswith(("s3://", "s3fs://")) and config.data.cache is None:
+    if storage.s3_path(config.data.store) is not None and config.data.cache is None:
         yield "the store is remote and data.cache is not set: every patch is fetched anew"
 
 
