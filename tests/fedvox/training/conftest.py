@@ -85,7 +85,7 @@ def logged():
 
 
 class StopAt:
-    """A watch that asks a run to stop after some steps of this attempt."""
+    """A watch that asks a run to stop after some steps of this attempt, as a spot node that goes away does."""
 
     def __init__(self, steps):
         self.left = steps

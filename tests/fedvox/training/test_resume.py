@@ -44,17 +44,6 @@ def configured(store, folder, **changes):
     return validate(PretrainConfig, {**values, **changes}, source="test")
 
 
-class StopAfter:
-    """Asks a run to stop after some steps, as a spot node that goes away does."""
-
-    def __init__(self, steps):
-        self.left = steps
-
-    def should_stop(self, _look):
-        self.left -= 1
-        return self.left == 0
-
-
 class Killed(BaseException):
     pass
 
@@ -74,10 +63,12 @@ def uninterrupted(store, tmp_path_factory):
     return averages(config)
 
 
-def test_a_run_stopped_where_a_validation_is_due_makes_it_when_it_resumes(store, tmp_path, uninterrupted):
+def test_a_run_stopped_where_a_validation_is_due_makes_it_when_it_resumes(
+    store, tmp_path, uninterrupted, stop_at
+):
     config = configured(store, tmp_path)
     with pytest.raises(Preempted, match="a checkpoint was written"):
-        train(config, World(), watch=StopAfter(2))
+        train(config, World(), watch=stop_at(2))
     assert averages(config) == {}
     train(config, World())
     assert averages(config) == uninterrupted
@@ -114,14 +105,14 @@ def test_a_finished_run_that_is_started_again_changes_nothing(store, tmp_path, u
     assert np.array_equal(first.dice.dice, again.dice.dice, equal_nan=True)
 
 
-def test_a_stop_without_room_for_a_checkpoint_does_not_claim_one(store, tmp_path, monkeypatch):
+def test_a_stop_without_room_for_a_checkpoint_does_not_claim_one(store, tmp_path, monkeypatch, stop_at):
     from fedvox.training.checkpoint import CheckpointStore
 
     monkeypatch.setattr(
         CheckpointStore, "_commit", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left"))
     )
     with pytest.raises(Preempted, match="NOT written"):
-        train(configured(store, tmp_path), World(), watch=StopAfter(1))
+        train(configured(store, tmp_path), World(), watch=stop_at(1))
 
 
 def test_any_seed_that_is_accepted_trains(store, tmp_path):
