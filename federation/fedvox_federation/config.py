@@ -1,0 +1,273 @@
+"""What a federation is told: one file for the server, the clinics, and a simulation of both.
+
+    rounds: 5
+    pretrained: $FEDVOX_HOME/runs/demo
+    training: {scope: norm+head, steps: 20}
+    privacy: {epsilon: 8.0, delta: 1e-3, expected_batch: 2, policy: {name: tiers}}
+    strategy: {name: fedavg, weighting: inverse-noise}
+    clinics: {store: $FEDVOX_HOME/stores/mni152-sites, partition: {kind: acquisition, hospitals: 3}}
+
+Flower hands its apps a flat run configuration: `config` names such a file inside the app bundle, and `set` holds
+overrides (`rounds=3 privacy.epsilon=4`). What concerns one clinic alone, above all its budget and where its
+patients are, is not here but in a file of the clinic's own (`ClinicConfig`), which no server can change.
+
+This module imports neither torch nor Flower.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from fedvox.config import Config, load_config
+from fedvox.data.augment_config import AugmentConfig
+from fedvox.errors import ConfigError
+from fedvox.training.config import Size3
+
+Name = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+class SegmentationSection(Config):
+    """Voxel-wise segmentation on the patients of a brick store."""
+
+    kind: Literal["segmentation"] = "segmentation"
+    structures: tuple[str, ...] | None = None
+    """Names of the output channels, background first, equal at all clinics; None takes those of the weights."""
+    channels: int = Field(1, ge=1)
+    """Image channels, equal at all clinics."""
+    patch_size: Size3 | None = None
+    """(D, H, W); None takes that of the weights."""
+    patches_per_patient: int = Field(2, ge=1)
+    """Drawn anew whenever a patient takes part; their mean loss is one gradient, hence one unit of privacy."""
+    foreground_fraction: float = Field(1 / 3, ge=0, le=1)
+    """Share of the patches that are centred on an annotated structure."""
+    augment: AugmentConfig = AugmentConfig(enabled=False)
+    """MixUp and its like do not exist here; everything in it looks at one patch alone."""
+    overlap: float = Field(0.5, ge=0, lt=1)
+    """Of the windows with which whole volumes are judged."""
+
+
+class TrainingSection(Config):
+    """What a clinic does with a round."""
+
+    scope: Literal["full", "decoder", "norm+head", "lora"] = "norm+head"
+    lora_rank: int = Field(4, ge=1)
+    local_norms: bool = False
+    """Scales and shifts of normalisations are trained, but stay in the clinic (FedBN)."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(1e-3, gt=0)
+    momentum: float = Field(0.0, ge=0, lt=1)
+    """SGD only."""
+    weight_decay: float = Field(0.0, ge=0)
+    steps: int = Field(20, ge=1)
+    """Optimiser steps of a round, those of nobody included."""
+    mode: Literal["loop", "hooks"] = "loop"
+    patches_at_once: int = Field(1, ge=1)
+    """Physical batch."""
+    evaluate: Literal["every-round", "never"] = "every-round"
+    """Dice of the clinic's held-out patients before and after each round."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class PolicySection(Config):
+    """A noise policy by name; see `fedvox_federation.privacy.noise_policy`."""
+
+    name: str = "tiers"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class PrivacySection(Config):
+    """What is promised to every patient, and how."""
+
+    epsilon: float = Field(8.0, gt=0)
+    """ε after all rounds."""
+    delta: float = Field(1e-3, gt=0, lt=1)
+    clipping_norm: float = Field(1.0, gt=0)
+    """Largest L2 norm of one patient's gradient."""
+    expected_batch: float = Field(2.0, gt=0)
+    """Patients that take part in a step on average; divided by a clinic's number of patients it is its sample rate."""
+    largest_sample_rate: float = Field(0.5, gt=0, le=1)
+    """Clinics so small that their rate would be larger take part with this one."""
+    accountant: Literal["prv", "rdp"] = "prv"
+    policy: PolicySection = PolicySection()
+    admit_unattested: bool = False
+    """Let clinics without a valid attestation take part, as score 0."""
+
+
+class StrategySection(Config):
+    """How updates become the next model; the names are Flower's."""
+
+    name: Literal["fedavg", "fedprox", "fedavgm", "fedadam", "fedadagrad", "fedyogi", "fedmedian", "fedtrimmedavg",
+                  "krum", "multikrum", "bulyan"] = "fedavg"  # fmt: skip
+    options: dict[str, float | int] = Field(default_factory=dict)
+    """The strategy's own arguments, such as `{eta: 0.1}`; of fedprox, `{proximal_mu: 0.1}`."""
+    weighting: Literal["equal", "size", "score", "inverse-noise"] = "size"
+    secure_aggregation: bool = False
+    """Refused: see the federation's guide."""
+
+    @model_validator(mode="after")
+    def _no_secure_aggregation(self) -> Self:
+        if self.secure_aggregation:
+            raise ValueError(
+                "SecAgg+ needs Flower's legacy workflow, which the present message API does not run; without it, "
+                "rely on TLS, SuperNode authentication and the noise in every update"
+            )
+        return self
+
+
+class ServerSection(Config):
+    """When a round counts, and what an update may be."""
+
+    min_clinics: int = Field(2, ge=1)
+    """Updates that a round needs, counted after refusals, failures and the deadline."""
+    connect_timeout_s: float = Field(120.0, gt=0)
+    """How long to wait for enough SuperNodes before saying that there are none."""
+    deadline_s: float = Field(3600.0, gt=0)
+    """Of a round; who comes later is left out of it."""
+    on_too_few: Literal["stop", "skip"] = "stop"
+    """A round with fewer updates ends the run, or leaves the model as it is."""
+    largest_update_norm: float | None = Field(None, gt=0)
+    """L2; longer updates are cut to it. None cuts nothing."""
+    on_bad_update: Literal["drop", "stop"] = "drop"
+    """NaN, infinite or wrongly shaped updates: leave the clinic out of the round, or end the run."""
+
+
+class PartitionSection(Config):
+    """How a simulation deals patients to hospitals; see `fedvox_federation.hospitals`."""
+
+    kind: Literal["iid", "sizes", "labels", "acquisition"] = "iid"
+    hospitals: int = Field(3, ge=1)
+    seed: int = Field(0, ge=0)
+    alpha: float = Field(0.5, gt=0)
+    group_by: Literal["volume", "dominant"] = "volume"
+    least_patients: int = Field(1, ge=1)
+
+
+class ProfileSection(Config):
+    """A simulated hospital's standing, in place of an attestation."""
+
+    name: str = "well-equipped"
+    score: float = Field(1.0, ge=0, le=1)
+    tier: int = Field(4, ge=0, le=4)
+    eligible: bool = True
+    attested: bool = True
+
+
+class ClinicsSection(Config):
+    """The hospitals of a simulation. Under SuperNodes every clinic has a `ClinicConfig` of its own instead."""
+
+    store: str = "$FEDVOX_HOME/stores/mni152-sites"
+    partition: PartitionSection = PartitionSection()
+    patient_pattern: str | None = None
+    """Regular expression whose first group is the patient in a case's id; None takes every case for a patient."""
+    held_out_fraction: float = Field(0.2, ge=0, lt=1)
+    """Share of each hospital's patients that is judged and never trained on."""
+    profiles: tuple[ProfileSection, ...] = (ProfileSection(),)
+    """Dealt to the hospitals in turn."""
+
+
+class FederationConfig(Config):
+    """One federated run."""
+
+    name: str = Field("federation", pattern=Name)
+    """Names the run's folder and its entries in the clinics' ledgers."""
+    study: str = "fedvox"
+    """For which the clinics' attestations must be."""
+    rounds: int = Field(3, ge=1)
+    seed: int = Field(0, ge=0)
+    """Of new heads and of patches. It never reaches the noise, nor who takes part in a step."""
+    output: str = "$FEDVOX_HOME/federation"
+    """Folder or `s3://` address of the server's runs."""
+    pretrained: str = "$FEDVOX_HOME/runs/demo"
+    """A run, a release, a checkpoint or an upstream file, as for `fedvox finetune`. Must be public, or never
+    trained on the clinics' patients."""
+    task: SegmentationSection = SegmentationSection()
+    training: TrainingSection = TrainingSection()
+    privacy: PrivacySection = PrivacySection()
+    strategy: StrategySection = StrategySection()
+    server: ServerSection = ServerSection()
+    clinics: ClinicsSection = ClinicsSection()
+
+    @property
+    def sha256(self) -> str:
+        """Of everything that server and clinics must agree on. Places of files may differ."""
+        shared = self.model_dump(mode="json", exclude={"output", "pretrained", "clinics", "server"})
+        shared["training"].pop("device")
+        return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def proximal_mu(self) -> float:
+        """Of FedProx, 0 with other strategies."""
+        mu = self.strategy.options.get("proximal_mu", 0.0)
+        return float(mu) if self.strategy.name == "fedprox" else 0.0
+
+
+class TrustSection(Config):
+    """How a clinic convinces itself of its own attestation, before the server does."""
+
+    attestation: str
+    """File with the signed envelope."""
+    trust_store: str
+    root_key: str
+    """Public key that must have signed the trust store."""
+    node_key: str
+    """This SuperNode's public key, for which the attestation is."""
+    framework: str | None = None
+    """Folder or file of the question catalogue; None takes the packaged one."""
+
+
+class ClinicConfig(Config):
+    """What a clinic says about itself, in a file on its own disk.
+
+    A SuperNode is told of it by `--node-config 'clinic="/etc/fedvox/clinic.yaml"'`.
+    """
+
+    name: str = Field(pattern=Name)
+    store: str
+    """Brick store of the clinic's patients."""
+    folder: str
+    """For the ledger, local norms and the last replies. Losing it loses the account of what was spent."""
+    budget_epsilon: float = Field(gt=0)
+    """The clinic's own, over all studies on these patients."""
+    budget_delta: float = Field(gt=0, lt=1)
+    pretrained: str | None = None
+    """The clinic's own copy of the weights; None takes the study's address."""
+    patient_pattern: str | None = None
+    """See `ClinicsSection`."""
+    held_out_fraction: float = Field(0.2, ge=0, lt=1)
+    share_scores: bool = False
+    """Send losses and Dice with the updates. They are computed from patients and carry no noise."""
+    approved_bundles: str | None = None
+    """File of the code that may run here, written by `fedvox-federation bundle approve`; None beside `folder`."""
+    trust: TrustSection | None = None
+
+
+def from_run_config(run_config: Mapping[str, Any], app_folder: Path) -> FederationConfig:
+    """The configuration that Flower's flat run configuration names.
+
+    Args:
+        run_config: `config`, a path relative to the app, and `set`, overrides separated by blanks.
+        app_folder: root of the app bundle.
+
+    Raises:
+        ConfigError: another key, or what `fedvox.config.load_config` raises.
+    """
+    if unknown := sorted(set(run_config) - {"config", "set"}):
+        raise ConfigError(
+            f"run configuration: unknown key {unknown[0]!r}",
+            "Known are `config` and `set`, as in --run-config 'set=\"rounds=3 privacy.epsilon=4\"'.",
+        )
+    named = str(run_config.get("config", ""))
+    overrides = shlex.split(str(run_config.get("set", "")))
+    return load_config(FederationConfig, app_folder / named if named else None, overrides)
+
+
+def to_run_config(config: str, overrides: Iterable[str]) -> dict[str, str]:
+    """The inverse of `from_run_config`, for what starts Flower."""
+    return {"config": config, "set": shlex.join(overrides)}
