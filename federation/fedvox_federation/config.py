@@ -39,8 +39,8 @@ class SegmentationSection(Config):
     kind: Literal["segmentation"] = "segmentation"
     structures: tuple[str, ...] | None = None
     """Names of the output channels, background first, equal at all clinics; None takes those of the weights."""
-    channels: int = Field(1, ge=1)
-    """Image channels, equal at all clinics."""
+    channels: int | None = Field(None, ge=1)
+    """Image channels, equal at all clinics; None takes those of the weights."""
     patch_size: Size3 | None = None
     """(D, H, W); None takes that of the weights."""
     patches_per_patient: int = Field(2, ge=1)
@@ -94,7 +94,6 @@ class PrivacySection(Config):
     """Patients that take part in a step on average; divided by a clinic's number of patients it is its sample rate."""
     largest_sample_rate: float = Field(0.5, gt=0, le=1)
     """Clinics so small that their rate would be larger take part with this one."""
-    accountant: Literal["prv", "rdp"] = "prv"
     policy: PolicySection = PolicySection()
     admit_unattested: bool = False
     """Let clinics without a valid attestation take part, as score 0."""
@@ -121,8 +120,20 @@ class StrategySection(Config):
         return self
 
 
+class StudyTrustSection(Config):
+    """Whose attestations the server believes. Without it every clinic counts as unattested."""
+
+    trust_store: str
+    root_key: str
+    """Public key that must have signed the trust store."""
+    framework: str | None = None
+    """Folder or file of the question catalogue; None takes the packaged one."""
+
+
 class ServerSection(Config):
     """When a round counts, and what an update may be."""
+
+    trust: StudyTrustSection | None = None
 
     min_clinics: int = Field(2, ge=1)
     """Updates that a round needs, counted after refusals, failures and the deadline."""
@@ -130,10 +141,15 @@ class ServerSection(Config):
     """How long to wait for enough SuperNodes before saying that there are none."""
     deadline_s: float = Field(3600.0, gt=0)
     """Of a round; who comes later is left out of it."""
-    on_too_few: Literal["stop", "skip"] = "stop"
-    """A round with fewer updates ends the run, or leaves the model as it is."""
+    on_too_few: Literal["stop", "skip", "wait"] = "stop"
+    """A round with fewer updates ends the run (it can be resumed), leaves the model as it is, or asks those that
+    are missing again, every `ask_again_s`, for at most `give_up_s`."""
+    ask_again_s: float = Field(60.0, gt=0)
+    give_up_s: float = Field(24 * 3600.0, gt=0)
     largest_update_norm: float | None = Field(None, gt=0)
     """L2; longer updates are cut to it. None cuts nothing."""
+    norm_over_median: float | None = Field(10.0, gt=1)
+    """An update so many times as long as the median of its round is bad. None asks only what training can reach."""
     on_bad_update: Literal["drop", "stop"] = "drop"
     """NaN, infinite or wrongly shaped updates: leave the clinic out of the round, or end the run."""
 
@@ -168,8 +184,10 @@ class ClinicsSection(Config):
     """Regular expression whose first group is the patient in a case's id; None takes every case for a patient."""
     held_out_fraction: float = Field(0.2, ge=0, lt=1)
     """Share of each hospital's patients that is judged and never trained on."""
-    profiles: tuple[ProfileSection, ...] = (ProfileSection(),)
+    profiles: tuple[ProfileSection, ...] = Field((ProfileSection(),), min_length=1)
     """Dealt to the hospitals in turn."""
+    folder: str = "$FEDVOX_HOME/federation"
+    """Local folder; `NAME/clinics/HOSPITAL` below it is what a real clinic has on its own disk."""
 
 
 class FederationConfig(Config):
@@ -218,8 +236,8 @@ class TrustSection(Config):
     """Public key that must have signed the trust store."""
     node_key: str
     """This SuperNode's public key, for which the attestation is."""
-    framework: str | None = None
-    """Folder or file of the question catalogue; None takes the packaged one."""
+    profiles: tuple[str, ...] | None = None
+    """Accepted profiles of the question catalogue; None takes all of this version."""
 
 
 class ClinicConfig(Config):
@@ -228,7 +246,8 @@ class ClinicConfig(Config):
     A SuperNode is told of it by `--node-config 'clinic="/etc/fedvox/clinic.yaml"'`.
     """
 
-    name: str = Field(pattern=Name)
+    name: str = Field(min_length=1, max_length=200)
+    """As in its attestation."""
     store: str
     """Brick store of the clinic's patients."""
     folder: str
@@ -236,6 +255,8 @@ class ClinicConfig(Config):
     budget_epsilon: float = Field(gt=0)
     """The clinic's own, over all studies on these patients."""
     budget_delta: float = Field(gt=0, lt=1)
+    accountant: Literal["prv", "rdp"] = "prv"
+    """See `fedvox_federation.privacy.ledger.Terms`."""
     pretrained: str | None = None
     """The clinic's own copy of the weights; None takes the study's address."""
     patient_pattern: str | None = None
