@@ -11,7 +11,7 @@ import typer
 
 EPILOG = (
     "Every command takes --debug, which shows tracebacks. Exit codes: 0 done, 1 failed, 2 wrong input, "
-    "3 privacy budget exhausted, 4 unsafe model, 6 damaged ledger."
+    "3 privacy budget exhausted, 4 unsafe model, 5 audit failed, 6 damaged ledger."
 )
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Write the result as JSON.")]

@@ -6,6 +6,7 @@ FedvoxError
 │   └── UnsafeModel         a model, loss or transform under which clipping bounds nothing; 4
 └── RunError
     ├── BudgetExhausted     the next step would spend more than the clinic agreed to; 3
+    ├── AuditFailed         an attack found more than the ledger says, or could find nothing; 5
     └── LedgerDamaged       a privacy ledger was changed, cut or replaced; 6
 
 Commands print `message` and `remedy` and leave with `exit_code`; there is no traceback without `--debug`.
@@ -35,6 +36,12 @@ class BudgetExhausted(RunError):
     """The step would take the clinic's patients beyond the agreed (ε, δ). Nothing was done or sent."""
 
     exit_code = 3
+
+
+class AuditFailed(RunError):
+    """More leaked than the ledger says, or the audit cannot see what it must see."""
+
+    exit_code = 5
 
 
 class LedgerDamaged(RunError):

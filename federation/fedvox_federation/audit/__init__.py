@@ -1,0 +1,1 @@
+"""Membership inference with canaries: does training protect patients as its ledger says?"""
