@@ -45,7 +45,7 @@ ORIGINAL = "mni152_original"
 SITES = ("site_a", "site_b", "site_c")
 LABELS = {"background": 0, "gray matter": 1, "white matter": 2}
 _FILES = {name: f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz" for name in ("t1", "gm", "wm")}
-_NOTICE = (
+NOTICE = (
     "ICBM 152 nonlinear symmetric 2009a. Copyright (C) 1993-2004 Louis Collins, McConnell Brain Imaging Centre, "
     "Montreal Neurological Institute, McGill University. Permission to use, copy, modify, and distribute this "
     "software and its documentation for any purpose and without fee is hereby granted, provided that the above "
@@ -142,7 +142,7 @@ def _write(draft: Path, options: DemoOptions, described: dict[str, Any]) -> None
             "file_ending": ".nii.gz",
             "name": DATASET.split("_", 1)[1],
             "description": "Simulated acquisitions of the MNI152 brain with gray and white matter",
-            "licence": _NOTICE,
+            "licence": NOTICE,
         },
     )
     _write_json(draft / "demo.json", described)
@@ -153,7 +153,7 @@ def _described(options: DemoOptions) -> dict[str, Any]:
         name: hashlib.sha256((_template_folder() / file).read_bytes()).hexdigest()
         for name, file in _FILES.items()
     }
-    return {"options": asdict(options), "template_sha256": hashes, "notice": _NOTICE}
+    return {"options": asdict(options), "template_sha256": hashes, "notice": NOTICE}
 
 
 def _write_json(path: Path, content: Any) -> None:

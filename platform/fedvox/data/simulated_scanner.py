@@ -141,18 +141,41 @@ def acquire(brain: Head, acquisition: Acquisition) -> tuple[Head, Array]:
     """
     # apart from the draws that made the parameters
     rng = np.random.Generator(np.random.Philox(key=acquisition.key, counter=[0, 0, 0, 1]))
-    coordinates = _deformed_grid(brain, acquisition, rng)
+    coordinates = deformed_grid(brain.t1.shape, brain.spacing_mm, acquisition, rng)
     head = brain.mapped(lambda volume: map_coordinates(volume, coordinates, order=1, mode="constant"))
     spacing = (acquisition.slice_mm, brain.spacing_mm[1], brain.spacing_mm[2])
     if acquisition.slice_mm != brain.spacing_mm[0]:
         head = with_spacing(head, spacing)
-    signal = _sequence(head.t1, acquisition) * _coil(head, acquisition.bias, rng)
-    return head, _noisy(signal, acquisition, rng) * acquisition.gain
+    return head, scan(head.t1, acquisition, rng)
 
 
-def _deformed_grid(brain: Head, acquisition: Acquisition, rng: np.random.Generator) -> Array:
-    """Where in the brain each voxel of the case comes from: (3, D, H, W) voxel coordinates."""
-    shape, spacing = brain.t1.shape, np.asarray(brain.spacing_mm)
+def scan(t1: Array, acquisition: Acquisition, rng: np.random.Generator) -> Array:
+    """What the scanner delivers of a head that lies in it: sequence, coil, noise, gain.
+
+    Args:
+        t1: (D, H, W), white matter near 1.
+        acquisition: how.
+        rng: of coil and noise.
+    """
+    signal = _sequence(t1, acquisition) * _coil(t1.shape, acquisition.bias, rng)
+    return _noisy(signal, acquisition, rng) * acquisition.gain
+
+
+def deformed_grid(
+    shape: tuple[int, ...],
+    spacing_mm: tuple[float, float, float],
+    acquisition: Acquisition,
+    rng: np.random.Generator,
+) -> Array:
+    """Where in the head each voxel of the case comes from: (3, D, H, W) voxel coordinates.
+
+    Args:
+        shape: (D, H, W) of head and case.
+        spacing_mm: (D, H, W).
+        acquisition: its rotation, scale and deformation.
+        rng: of the deformation.
+    """
+    spacing = np.asarray(spacing_mm)
     extent = np.asarray(shape) * spacing
     knots = tuple(int(n) for n in np.maximum(4, np.ceil(extent / _KNOT_DISTANCE_MM)))
     turn = Rotation.from_euler("xyz", acquisition.rotation_degrees, degrees=True).as_matrix()
@@ -161,22 +184,22 @@ def _deformed_grid(brain: Head, acquisition: Acquisition, rng: np.random.Generat
     grid = np.stack(np.meshgrid(*(np.arange(n, dtype=np.float32) for n in shape), indexing="ij"))
     centred = (grid.reshape(3, -1) - middle[:, None]) * spacing[:, None]
     moved = (turn / np.asarray(acquisition.scale)) @ centred
-    bend = [_smooth(shape, knots, rng) * acquisition.deformation_mm for _ in range(3)]
+    bend = [smooth_field(shape, knots, rng) * acquisition.deformation_mm for _ in range(3)]
     moved += np.stack([field.reshape(-1) for field in bend])
     source = moved / spacing[:, None] + middle[:, None]
     return np.asarray(source.reshape(3, *shape), dtype=np.float32)
 
 
-def _smooth(shape: tuple[int, ...], knots: tuple[int, ...], rng: np.random.Generator) -> Array:
+def smooth_field(shape: tuple[int, ...], knots: tuple[int, ...], rng: np.random.Generator) -> Array:
     """A smooth random field: a cubic spline through normal values on a coarse grid."""
     coarse = rng.standard_normal(knots).astype(np.float32)
     depth, height, width = shape
     return resample_image(coarse, (depth, height, width))
 
 
-def _coil(head: Head, bias: float, rng: np.random.Generator) -> Array:
+def _coil(shape: tuple[int, ...], bias: float, rng: np.random.Generator) -> Array:
     """The coil's sensitivity: smooth, 1 ± `bias`."""
-    field = _smooth(head.t1.shape, (3, 3, 3), rng)
+    field = smooth_field(shape, (3, 3, 3), rng)
     return np.asarray(np.exp(np.log1p(bias) * field / np.abs(field).max()))
 
 
