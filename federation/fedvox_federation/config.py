@@ -126,8 +126,8 @@ class StudyTrustSection(Config):
     trust_store: str
     root_key: str
     """Public key that must have signed the trust store."""
-    framework: str | None = None
-    """Folder or file of the question catalogue; None takes the packaged one."""
+    profiles: tuple[str, ...] = ()
+    """Question catalogues that the study accepts; empty for all of this version."""
 
 
 class ServerSection(Config):

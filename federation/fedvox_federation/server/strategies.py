@@ -145,7 +145,7 @@ class Aggregator:
         """
         config = ConfigRecord()
         self._strategy.configure_train(round_number, _record(arrays), config, None)
-        return {str(key): float(value) for key, value in config.items() if key != "server-round"}
+        return {str(key): float(str(value)) for key, value in config.items() if key != "server-round"}
 
     def aggregate(
         self,
