@@ -15,7 +15,7 @@ import typer
 from fedvox.cli import leave_with_code
 from fedvox.errors import FedvoxError
 from fedvox_compliance.errors import ComplianceError
-from fedvox_federation import cli_audit, cli_ledger, cli_preflight
+from fedvox_federation import cli_audit, cli_bundle, cli_ledger, cli_preflight
 from fedvox_federation.cli_common import JsonOption, emit, new_app
 
 DeltaOption = Annotated[float, typer.Option("--delta", help="δ, at most 1 / (10 × patients).")]
@@ -28,6 +28,7 @@ AccountantOption = Annotated[str, typer.Option("--accountant", help="prv, or rdp
 
 app = new_app("Federated fine-tuning under differential privacy.")
 app.add_typer(cli_ledger.app, name="ledger")
+app.add_typer(cli_bundle.app, name="bundle")
 app.command("dp-preflight")(cli_preflight.dp_preflight)
 app.command("audit")(cli_audit.audit)
 

@@ -188,10 +188,10 @@ def encode_reply(reply: ClinicReply) -> RecordDict:
     """A reply as Flower's records: the same keys whatever it says."""
     from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
-    metrics: dict[str, int | float] = {NUM_EXAMPLES: reply.patients}
+    metrics: dict[str, Any] = {NUM_EXAMPLES: reply.patients}
     metrics |= {name: int(getattr(reply, name)) for name in _WHOLE}
     metrics |= {name: float(getattr(reply, name)) for name in _NUMBERS}
-    texts: dict[str, str | bool] = {name: getattr(reply, name) for name in _TEXTS}
+    texts: dict[str, Any] = {name: getattr(reply, name) for name in _TEXTS}
     texts |= {"refusal": reply.refusal or "", "replayed": reply.replayed}
     return RecordDict(
         {ARRAYS: _to_record(reply.arrays), METRICS: MetricRecord(metrics), CLINIC: ConfigRecord(texts)}

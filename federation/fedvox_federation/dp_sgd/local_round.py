@@ -10,7 +10,7 @@ first byte is sent. A process that dies in between has spent what it booked, and
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +44,8 @@ def train_round(
     run: str,
     round_number: int,
     steps: int,
+    keep: Collection[str] = (),
+    before_commit: Callable[[LocalUpdate], None] | None = None,
 ) -> LocalUpdate:
     """Reserve, train, commit.
 
@@ -54,6 +56,9 @@ def train_round(
         run: name of the federated run.
         round_number: of that run.
         steps: to train, empty ones included.
+        keep: names of trained parameters that stay in the clinic.
+        before_commit: is given the update before it counts as sent, to put it on disk: what is committed can then
+            be sent again after a crash.
 
     Raises:
         BudgetExhausted: the ledger refuses; nothing was trained.
@@ -65,11 +70,13 @@ def train_round(
     parameters = {
         name: parameter.detach().cpu().clone()
         for name, parameter in trainer.model.named_parameters()
-        if parameter.requires_grad
+        if parameter.requires_grad and name not in keep
     }
-    sha256 = hash_of(parameters)
-    ledger.commit(booked, update_sha256=sha256)
-    return LocalUpdate(parameters, sha256, booked)
+    update = LocalUpdate(parameters, hash_of(parameters), booked)
+    if before_commit is not None:
+        before_commit(update)
+    ledger.commit(booked, update_sha256=update.sha256)
+    return update
 
 
 def hash_of(parameters: Mapping[str, Tensor]) -> str:

@@ -50,3 +50,14 @@ def select_trainable(model: Backbone, scope: Scope, *, rank: int = 4) -> list[nn
     if not model.deep_supervision:
         model.heads[1:].requires_grad_(False)
     return [p for p in model.parameters() if p.requires_grad]
+
+
+def norm_parameters(model: nn.Module) -> tuple[str, ...]:
+    """Names of every normalisation's trainable scale and shift: what a clinic keeps to itself in FedBN."""
+    return tuple(
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if isinstance(module, _NORMS)
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.requires_grad
+    )

@@ -1,0 +1,105 @@
+"""Which code runs: hashes of an app bundle, and the list of those that a clinic approved.
+
+Flower hands every SuperNode the app of whoever starts a run. A clinic reads a version of it, notes its hash, and from
+then on answers to nothing else. The hash is over names and contents of the files that can run or configure, below the
+app's source roots; line endings of a README do not matter.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedvox import storage
+from fedvox.errors import ConfigError, DataError
+
+SOURCE_ROOTS = ("platform", "federation", "compliance")
+"""What the app's entry puts on Python's path."""
+_HASHED_FOLDERS = (*SOURCE_ROOTS, "jobs/configs")
+_SUFFIXES = (".py", ".toml", ".yaml", ".yml", ".json")
+SCHEMA = "fedvox.approved-bundles/1"
+
+
+def bundle_files(root: Path) -> Iterator[Path]:
+    """The files that the hash is over, in the order of their names."""
+    found = {
+        path
+        for folder in _HASHED_FOLDERS
+        for path in (root / folder).rglob("*")
+        if path.suffix in _SUFFIXES and "__pycache__" not in path.parts and path.is_file()
+    }
+    return iter(sorted(found, key=lambda path: path.relative_to(root).as_posix()))
+
+
+def bundle_sha256(root: Path) -> str:
+    """Hash of an app: a checkout, or what Flower unpacked.
+
+    Raises:
+        ConfigError: there is no app in the folder.
+    """
+    digest, count = hashlib.sha256(), 0
+    for path in bundle_files(root):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(root).as_posix()}\0{len(content)}\0".encode())
+        digest.update(content)
+        count += 1
+    if count == 0 or not (root / "federation" / "flower_entry.py").is_file():
+        raise ConfigError(
+            f"{root} holds no app of Fedvox", "Name a checkout, or a folder that Flower unpacked."
+        )
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Approval:
+    """One approved version.
+
+    Attributes:
+        sha256: of the bundle.
+        at: when, UTC.
+        by: by whom.
+        note: free.
+    """
+
+    sha256: str
+    at: str
+    by: str
+    note: str = ""
+
+
+def read_approvals(path: Path) -> tuple[Approval, ...]:
+    """The clinic's list; empty where there is no file: nothing is approved.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    if not path.is_file():
+        return ()
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if value["schema"] != SCHEMA:
+            raise ValueError(value["schema"])
+        return tuple(Approval(**one) for one in value["approved"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is no list of approved bundles: {error!r}", "Approve again.") from None
+
+
+def approve(path: Path, root: Path, *, by: str, note: str = "") -> Approval:
+    """Add a bundle to the clinic's list."""
+    known = read_approvals(path)
+    now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+    new = Approval(bundle_sha256(root), now, by, note)
+    rest = [one for one in known if one.sha256 != new.sha256]
+    value = {"schema": SCHEMA, "approved": [vars(one) for one in (*rest, new)]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    storage.write_atomic(storage.locate(path), (json.dumps(value, indent=1) + "\n").encode())
+    return new
+
+
+def is_approved(path: Path, sha256: str) -> bool:
+    """Whether the clinic approved exactly this."""
+    return any(one.sha256 == sha256 for one in read_approvals(path))

@@ -1,0 +1,110 @@
+"""The Flower ClientApp's body: a message in, a message out, and nothing raised.
+
+    node configuration                        the clinic is
+    clinic="/etc/fedvox/clinic.yaml"          real, as its own file says
+    partition-id=0 (set by a simulation)      hospital 0 of the federation's configuration
+
+`federation/flower_entry.py` holds the app itself, since Flower reads that file alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedvox.config import load_config
+from fedvox.errors import ConfigError
+from fedvox.training.config import expand
+from fedvox_federation.bundle import bundle_sha256, is_approved, read_approvals
+from fedvox_federation.client.clinic import Clinic, refused, take_part
+from fedvox_federation.client.refusals import Refused
+from fedvox_federation.client.sites import real_clinic, simulated_clinic
+from fedvox_federation.config import ClinicConfig, from_run_config
+from fedvox_federation.protocol import (
+    BadMessage,
+    ClinicReply,
+    Refusal,
+    decode_order,
+    encode_reply,
+)
+
+if TYPE_CHECKING:
+    from flwr.app import Context, Message
+
+log = logging.getLogger(__name__)
+
+APPROVALS = "approved-bundles.json"
+
+
+def answer(message: Message, context: Context, app_folder: Path) -> Message:
+    """Take part in the round that a message asks for.
+
+    Args:
+        message: of the server.
+        context: of the SuperNode.
+        app_folder: root of the app bundle.
+    """
+    from flwr.app import Message as FlowerMessage
+
+    reply = _reply(message, context, app_folder)
+    return FlowerMessage(content=encode_reply(reply), reply_to=message)
+
+
+def _reply(message: Message, context: Context, app_folder: Path) -> ClinicReply:
+    nobody = ClinicReply(clinic=_fallback_name(context), run="", round_number=0)
+    try:
+        order, arrays = decode_order(message.content)
+    except BadMessage as error:
+        return replace(nobody, refusal=refused(error, 0))
+    nobody = replace(nobody, run=order.run, round_number=order.round_number)
+    try:
+        clinic = open_clinic(context, app_folder)
+    except Exception as error:  # noqa: BLE001 - whatever it is, its text must not leave
+        return replace(nobody, refusal=refused(error, order.round_number))
+    return take_part(arrays, order, clinic)
+
+
+def open_clinic(context: Context, app_folder: Path) -> Clinic:
+    """Whoever this SuperNode is.
+
+    Raises:
+        Refused: the clinic has not approved this code.
+        FedvoxError: a configuration, store or checkpoint cannot be used.
+    """
+    node = context.node_config
+    config = from_run_config(context.run_config, app_folder)
+    if (own_file := node.get("clinic")) is not None:
+        own = load_config(ClinicConfig, expand(str(own_file)))
+        running = bundle_sha256(app_folder)
+        _require_approved(own, running)
+        return real_clinic(config, own, bundle_sha256=running)
+    if (number := node.get("partition-id")) is not None:
+        return simulated_clinic(config, int(number), bundle_sha256=bundle_sha256(app_folder))
+    raise ConfigError(
+        "this SuperNode does not know which clinic it is",
+        """Start it with --node-config 'clinic="/etc/fedvox/clinic.yaml"'.""",
+    )
+
+
+def approvals_file(own: ClinicConfig) -> Path:
+    """Where a clinic's list of approved bundles is."""
+    named = own.approved_bundles
+    return Path(expand(named)) if named is not None else Path(expand(own.folder)) / APPROVALS
+
+
+def _require_approved(own: ClinicConfig, running: str) -> None:
+    path = approvals_file(own)
+    if not is_approved(path, running):
+        known = ", ".join(one.sha256 for one in read_approvals(path)) or "none"
+        raise Refused(
+            Refusal.BUNDLE_NOT_APPROVED,
+            f"the app that was sent has hash {running}; this clinic approved {known}",
+            "Read what has changed, then: fedvox-federation bundle approve.",
+        )
+
+
+def _fallback_name(context: Context) -> str:
+    number = context.node_config.get("partition-id")
+    return f"node {context.node_id}" if number is None else f"partition {number}"
