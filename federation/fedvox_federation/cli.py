@@ -15,7 +15,7 @@ import typer
 from fedvox.cli import leave_with_code
 from fedvox.errors import FedvoxError
 from fedvox_compliance.errors import ComplianceError
-from fedvox_federation import cli_audit, cli_bundle, cli_ledger, cli_preflight
+from fedvox_federation import cli_audit, cli_bundle, cli_ledger, cli_preflight, cli_status
 from fedvox_federation.cli_common import JsonOption, emit, new_app
 
 DeltaOption = Annotated[float, typer.Option("--delta", help="δ, at most 1 / (10 × patients).")]
@@ -31,6 +31,7 @@ app.add_typer(cli_ledger.app, name="ledger")
 app.add_typer(cli_bundle.app, name="bundle")
 app.command("dp-preflight")(cli_preflight.dp_preflight)
 app.command("audit")(cli_audit.audit)
+app.command("status")(cli_status.status)
 
 
 @app.callback()

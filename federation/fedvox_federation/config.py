@@ -134,7 +134,8 @@ class ServerSection(Config):
     """When a round counts, and what an update may be."""
 
     trust: StudyTrustSection | None = None
-
+    validation_store: str | None = None
+    """Brick store of public or consented cases on which the new model is judged after each round."""
     min_clinics: int = Field(2, ge=1)
     """Updates that a round needs, counted after refusals, failures and the deadline."""
     connect_timeout_s: float = Field(120.0, gt=0)

@@ -36,6 +36,9 @@ from fedvox_federation.server.standings import Judged, Registry
 ROUNDING = 1e-6
 """Relative; clinic and server compute noise and rates from the same numbers on different machines."""
 
+LONGEST_NAME = 200
+"""As `ClinicConfig.name` allows."""
+
 
 class Verdict(StrEnum):
     """What became of a clinic's part in a round."""
@@ -317,7 +320,7 @@ def _rejected(one: Checked, fault: Fault) -> Checked:
 
 
 def _identity(reply: ClinicReply, order: RoundOrder) -> Fault | None:
-    if not reply.clinic or not reply.clinic.isprintable() or len(reply.clinic) > 100:
+    if not reply.clinic or not reply.clinic.isprintable() or len(reply.clinic) > LONGEST_NAME:
         return Fault.UNREADABLE
     if reply.run != order.run:
         return Fault.OTHER_RUN

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fedvox.errors import ConfigError
+from fedvox.training.config import expand
 from fedvox_compliance.attestation import AttestationRefused, verify_attestation
 from fedvox_compliance.catalogue import Catalogue, list_profiles, load_catalogue
 from fedvox_compliance.errors import ComplianceError
@@ -82,7 +83,9 @@ class AttestationRegistry:
             return cls(study, None)
         try:
             store = load_trust_store(
-                Path(section.trust_store), root=load_public_key(Path(section.root_key)), now=utc_now()
+                Path(expand(section.trust_store)),
+                root=load_public_key(Path(expand(section.root_key))),
+                now=utc_now(),
             )
             return cls(study, store, _catalogues(section.profiles))
         except ComplianceError as error:

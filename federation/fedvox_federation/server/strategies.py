@@ -304,7 +304,8 @@ class _Reply:
 
 
 def _record(arrays: Mapping[str, Array]) -> ArrayRecord:
-    return ArrayRecord({name: FlowerArray(np.asarray(value)) for name, value in arrays.items()})
+    """In the order of names: FedAvgM matches models by position, and a saved model comes back in another order."""
+    return ArrayRecord({name: FlowerArray(np.asarray(arrays[name])) for name in sorted(arrays)})
 
 
 def _message(

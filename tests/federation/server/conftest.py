@@ -36,7 +36,7 @@ def make_config(**sections):
 def honest(order, model, number=1, *, noise=3.0, patients=20, **changes):
     """What hospital `number` would answer: its own small step in a random direction."""
     rng = np.random.default_rng([number, order.round_number])
-    moved = {name: (v + rng.normal(0, 0.01, v.shape)).astype(np.float32) for name, v in model.items()}
+    moved = {name: (v + rng.normal(0, 0.01, v.shape)).astype(np.float32) for name, v in sorted(model.items())}
     reply = ClinicReply(
         clinic=f"hospital_{number:02d}", run=order.run, round_number=order.round_number, arrays=moved,
         patients=patients, steps=10, noise_multiplier=noise, sample_rate=2.0 / max(patients, 4), delta=1e-3,

@@ -139,6 +139,14 @@ def test_a_strategy_continues_from_its_saved_state_bit_for_bit(name, options):
     assert all((arrays[key] == whole[key]).all() for key in whole)
 
 
+def test_momentum_meets_its_own_parameter_whatever_the_order_of_the_names():
+    sorted_start = dict(sorted(BASE.items()))
+    options = {"server_momentum": 0.9, "server_learning_rate": 0.5}
+    first = combined("FedAvgM", seven(), rounds=3, **options)
+    other = combined("FedAvgM", seven(), rounds=3, start=sorted_start, **options)
+    assert all((first[key] == other[key]).all() for key in BASE)
+
+
 def test_the_order_in_which_replies_arrive_changes_no_bit():
     rng = np.random.default_rng(1)
     updates = {f"c{i}": moved(rng.normal()) for i in range(9)}

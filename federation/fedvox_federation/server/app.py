@@ -1,0 +1,176 @@
+"""The Flower ServerApp's body: from a configuration to finished rounds, or to an error that says what to do.
+
+`federation/flower_entry.py` holds the app itself, since Flower reads that file alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from fedvox import storage
+from fedvox.data.store import BrickStore
+from fedvox.errors import CheckpointError, ConfigError, FedvoxError
+from fedvox.inference.device import choose_device
+from fedvox.training.config import expand
+from fedvox.training.release import write_release
+from fedvox_federation.client.model import SegmentationModel, build
+from fedvox_federation.client.tasks import Cohort, SegmentationTask
+from fedvox_federation.config import FederationConfig
+from fedvox_federation.protocol import Arrays
+from fedvox_federation.server.checks import Remembered, ReplyChecker
+from fedvox_federation.server.figures import draw_curves
+from fedvox_federation.server.journal import Journal
+from fedvox_federation.server.rounds import Federation, Judge
+from fedvox_federation.server.snapshot import Snapshot, load_snapshot
+from fedvox_federation.server.standings import AttestationRegistry, ProfileRegistry, Registry
+from fedvox_federation.server.strategies import build_aggregator
+
+log = logging.getLogger(__name__)
+
+
+def serve(grid: Any, config: FederationConfig) -> None:
+    """Run a federation, or go on with it where a server was stopped.
+
+    Args:
+        grid: Flower's.
+        config: of the federation.
+
+    Raises:
+        FedvoxError: with what to do; `status.json` of the run says it too.
+    """
+    _show_log()
+    journal = Journal(storage.locate(expand(config.output)).child(config.name))
+    with _told_at_the_end(journal, config):
+        model = build(config)
+        federation, start = _federation(grid, config, journal, model)
+        if start.round_number:
+            log.info("going on after round %d of %d", start.round_number, config.rounds)
+        log.info("run directory %s", journal.run.location.uri)
+        arrays = federation.run()
+        _release(config, journal, model, arrays)
+
+
+def _federation(
+    grid: Any, config: FederationConfig, journal: Journal, model: SegmentationModel
+) -> tuple[Federation, Snapshot]:
+    strategy, simulation = config.strategy, is_simulation(grid)
+    private = config.privacy.policy.name != "none"
+    if strategy.weighting == "inverse-noise" and not private:
+        raise ConfigError(
+            "strategy.weighting inverse-noise has no weights where nobody adds noise", "Use size or equal."
+        )
+    aggregator = build_aggregator(strategy.name, strategy.options, weighting=strategy.weighting)
+    for note in aggregator.notes(private=private):
+        log.warning("%s", note)
+    start = load_snapshot(journal.state) or Snapshot(0, model.federated.arrays())
+    journal.begin(config, after_round=start.round_number)
+    _check_fits(start, model, journal)
+    registry: Registry = (
+        ProfileRegistry(config.clinics.profiles)
+        if simulation
+        else AttestationRegistry.load(config.study, config.server.trust)
+    )
+    remembered = Remembered.from_plain(start.memory) if start.memory else None
+    checker = ReplyChecker(config, registry, simulation=simulation, remembered=remembered)
+    federation = Federation(
+        config, grid, aggregator, checker, journal, start,
+        base_sha256=model.federated.base_sha256, judge=_judge(config, model),
+    )  # fmt: skip
+    return federation, start
+
+
+def is_simulation(grid: Any) -> bool:
+    """Whether the clinics are simulated in this process. Nothing that is sent to the server decides it."""
+    from flwr.superlink.grid import InMemoryGrid
+
+    return isinstance(grid, InMemoryGrid)
+
+
+def _judge(config: FederationConfig, model: SegmentationModel) -> Judge | None:
+    """Dice of the global model on the study's own cases."""
+    if config.server.validation_store is None:
+        return None
+    store = BrickStore.open(expand(config.server.validation_store))
+    everybody: dict[str, tuple[int, ...]] = {case_id: (row,) for row, case_id in enumerate(store.case_ids)}
+    device = choose_device(config.training.device)
+    task = SegmentationTask(config, model, store, Cohort(training={}, held_out=everybody), device)
+
+    def judge(arrays: Arrays) -> float:
+        model.federated.load(arrays)
+        return task.evaluate()
+
+    return judge
+
+
+def _check_fits(start: Snapshot, model: SegmentationModel, journal: Journal) -> None:
+    expected = {name: value.shape for name, value in model.federated.arrays().items()}
+    if {name: value.shape for name, value in start.arrays.items()} != expected:
+        raise CheckpointError(
+            f"{journal.state.uri}: the saved model has other parameters than the configured one",
+            "Use the pretrained weights and training.scope that the run began with.",
+        )
+
+
+def _release(config: FederationConfig, journal: Journal, model: SegmentationModel, arrays: Arrays) -> None:
+    """The final model as `fedvox predict` and `fedvox finetune` take it."""
+    model.federated.load(arrays)
+    if model.info is None:
+        log.warning(
+            "no release is written: the pretrained weights are none, and do not say how images are prepared"
+        )
+        return
+    options = dict(model.info.options)
+    if "patch_size" in options:
+        options["patch_size"] = model.patch_size
+    last = journal.rounds[-1] if journal.rounds else {}
+    info = dataclasses.replace(
+        model.info,
+        options=options,
+        structures=model.structures,
+        patch_size=model.patch_size,
+        training=config.model_dump(mode="json", exclude={"output", "pretrained", "clinics", "server"}),
+        data={},
+        provenance={
+            "run": config.name,
+            "study": config.study,
+            "federated_rounds": len(journal.rounds),
+            "clinics": len({row["clinic"] for row in journal.clinics if row["weight"]}),
+            "epsilon": last.get("epsilon"),
+            "pretrained": model.info.provenance.get("sha256", ""),
+        },
+    )
+    write_release(model.merged(), info, journal.run.child("final"))
+
+
+@contextlib.contextmanager
+def _told_at_the_end(journal: Journal, config: FederationConfig) -> Iterator[None]:
+    """Draws the curves and says how the run ended, however it did."""
+    try:
+        yield
+    except FedvoxError as error:
+        log.error("%s", error)
+        journal.tell("stopped", config, error=error.message, remedy=error.remedy, **_how_far(journal))
+        draw_curves(journal, config.name)
+        raise
+    journal.tell("finished", config, **_how_far(journal))
+    draw_curves(journal, config.name)
+
+
+def _how_far(journal: Journal) -> dict[str, Any]:
+    last = journal.rounds[-1] if journal.rounds else {"round": 0, "epsilon": 0.0, "worst_clinic": ""}
+    return {"rounds_done": last["round"], "epsilon": last["epsilon"], "worst_clinic": last["worst_clinic"]}
+
+
+def _show_log() -> None:
+    """Flower configures its own log and nobody else's."""
+    ours = logging.getLogger("fedvox_federation")
+    ours.setLevel(logging.INFO)
+    if not ours.handlers and not logging.getLogger().handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        ours.addHandler(handler)
