@@ -1,15 +1,19 @@
 """Fine-tuning against training from scratch on sites that the pretraining has never seen: steps to the same Dice.
 
-    python benchmarks/finetune_gain.py [--seeds 0 1 2] [--steps 120] [--pretrained RUN] [--figure PNG] [--json FILE]
+    python benchmarks/finetune_gain.py [--target scanners] [--seeds 1 2 3] [--steps 120] [--pretrained RUN]
+                                       [--figure PNG] [--json FILE]
 
 Pretraining is `make pretrain`'s run: the MNI152 brain as sites a, b and c scan it. It is made here, without Ray, if
-there is none under $FEDVOX_HOME/runs/demo. Targets are the sites d, e and f of `fedvox.data.demo_sites`: other
-scanners, other heads; two cases of each are trained on, one of each is held out for the Dice.
+there is none under $FEDVOX_HOME/runs/demo. The target is sites of `fedvox.data.demo_sites`, all with other heads:
+`scanners` are e, f and g, which scan the same sequence on scanners beyond the pretraining's ranges; `sequence` puts d
+in g's place, where gray and white matter have changed their contrast. Two cases of each site are trained on, one of
+each is held out for the Dice.
 
 Per seed three runs of the same steps, samples, optimiser and schedule: from scratch; fine-tuned with the pretrained
 heads (structures matched by name); fine-tuned with new heads, as for other structures. The seed decides on initial
-weights and on the samples. Counted are the steps until a validation first reaches the Dice with which the scratch run
-of that seed ends; the goal is at most half of the scratch run's steps.
+weights and on the samples; 0 is not among them, for it is the pretraining's, and new heads of the same seed would
+begin where the pretrained ones began. Counted are the steps until a validation first reaches the Dice with which the
+scratch run of that seed ends; the goal is at most half of the scratch run's steps.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from matplotlib.figure import Figure
 
 from fedvox.commands.demo import prepare
 from fedvox.config import load_config, validate
-from fedvox.data.demo_sites import NEW_SITES, write_new_sites
+from fedvox.data.demo_sites import NEW_SCANNERS, write_new_sites
 from fedvox.training.config import PretrainConfig, expand
 from fedvox.training.figures import PALETTE, STYLE
 from fedvox.training.finetune_config import FinetuneConfig
@@ -38,6 +42,7 @@ from fedvox.training.ray_shell import run
 from fedvox.training.run_directory import RunDirectory
 
 GOAL = 0.5
+TARGETS = {"scanners": NEW_SCANNERS, "sequence": ("site_d", "site_e", "site_f")}
 KINDS = {"scratch": "from scratch", "new_heads": "fine-tuned, new heads", "by_name": "fine-tuned"}
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -69,8 +74,8 @@ def main() -> None:
     arguments = _arguments()
     logging.basicConfig(level=logging.WARNING)
     os.environ.setdefault("FEDVOX_HOME", str(Path("~/.fedvox").expanduser()))
-    store = expand("$FEDVOX_HOME/stores/mni152-new-sites")
-    write_new_sites(store)
+    store = expand(f"$FEDVOX_HOME/stores/mni152-new-{arguments.target}")
+    write_new_sites(store, TARGETS[arguments.target])
     if arguments.data_only:
         print(f"written: {store}")
         return
@@ -87,7 +92,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--target", choices=TARGETS, default="scanners")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--every", type=int, default=12, help="steps between validations")
     parser.add_argument("--lr", type=float, default=3e-3, help="peak, of all runs")
@@ -95,7 +101,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--pretrained", help="run directory; default: the demo's")
     parser.add_argument("--figure", default="finetune_gain.png")
     parser.add_argument("--json", default="finetune_gain.json")
-    parser.add_argument("--data-only", action="store_true", help="write the new sites' store and end")
+    parser.add_argument("--data-only", action="store_true", help="write the target's store and end")
     return parser.parse_args()
 
 
@@ -116,11 +122,11 @@ def _pretrained(threads: int) -> str:
 
 def _train(kind: str, seed: int, store: str, pretrained: str, arguments: argparse.Namespace) -> Curve:
     """One run, or what an earlier call of this script left of it."""
-    name = f"gain-{kind}-{seed}-{arguments.steps}-{arguments.lr:g}"
+    name = f"gain-{arguments.target}-{kind}-{seed}-{arguments.steps}-{arguments.lr:g}"
     values: dict[str, Any] = {
         "name": name, "storage": "$FEDVOX_HOME/runs", "seed": seed, "steps": arguments.steps, "log_every": 1,
         "data": {"store": store, "patch_size": [32, 32, 32], "augment_on": "cpu", "loader_threads": 1,
-                 "validation_cases": [f"{site}_03" for site in NEW_SITES]},
+                 "validation_cases": [f"{site}_03" for site in TARGETS[arguments.target]]},
         "model": {"name": "mednext-v2-tiny"},
         "optimizer": {"lr": arguments.lr, "warmup_steps": arguments.steps // 10},
         "validation": {"every_steps": arguments.every, "at_start": True, "overlap": 0.0, "ema": 0.0, "overlays": 0},
@@ -160,7 +166,8 @@ def _result(curves: list[Curve], arguments: argparse.Namespace, pretrained: str)
         for row in rows
     ]
     return {
-        "schema": "fedvox.finetune_gain/1",
+        "schema": "fedvox.finetune_gain/2",
+        "target": arguments.target,
         "steps": arguments.steps,
         "lr": arguments.lr,
         "pretrained": pretrained,

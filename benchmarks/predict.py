@@ -1,6 +1,7 @@
 """Prediction of one case from files to label map: Fedvox against nnU-Net, same network, same image, same settings.
 
-    python benchmarks/predict.py [--classes 168] [--network territories|unet] [--repeats 3] [--json]
+    python benchmarks/predict.py [--classes 168] [--network territories|unet] [--precision fp32|bf16] [--repeats 3]
+                                 [--json]
     python benchmarks/predict.py --export 300     labels of a 512 × 512 × N CT from 168 classes at 1.5 mm, Fedvox alone
 
 Both sides read NIfTI files, resample to the network's spacing, evaluate overlapping windows, bring the logits back to
@@ -79,7 +80,7 @@ def build_network(kind: str, classes: int) -> Any:
 # ---- one side ------------------------------------------------------------------------------------------------
 
 
-def prepare_fedvox(folder: Path, network: Any, classes: int) -> Any:
+def prepare_fedvox(folder: Path, network: Any, classes: int, precision: str) -> Any:
     from fedvox.inference.config import PredictConfig
     from fedvox.inference.ensemble import Ensemble, Member
     from fedvox.inference.inputs import find_cases
@@ -91,7 +92,9 @@ def prepare_fedvox(folder: Path, network: Any, classes: int) -> Any:
     )
     names = tuple(f"structure{index}" for index in range(classes))
     channels = ("z", "y", "x")
-    config = PredictConfig(device="cpu", mirror=False, output=str(folder / "fedvox"), overwrite=True)
+    config = PredictConfig(
+        device="cpu", mirror=False, output=str(folder / "fedvox"), overwrite=True, precision=precision
+    )
     predictor = Predictor(Ensemble((Member("m", network, recipe),), names, channels, "MR"), config)
     (case,) = find_cases(str(folder / "images"), channels)
 
@@ -145,13 +148,17 @@ def prepare_nnunet(folder: Path, network: Any, classes: int) -> Any:
     return run
 
 
-def run_child(side: str, kind: str, classes: int, folder: Path) -> None:
+def run_child(side: str, kind: str, classes: int, folder: Path, precision: str) -> None:
     """One prediction, measured."""
     import torch
 
     torch.set_num_threads(1)
     network = build_network(kind, classes)
-    run = (prepare_fedvox if side == "fedvox" else prepare_nnunet)(folder, network, classes)
+    run = (
+        prepare_fedvox(folder, network, classes, precision)
+        if side == "fedvox"
+        else prepare_nnunet(folder, network, classes)
+    )
     with torch.inference_mode():
         network(torch.zeros(1, 3, *PATCH))  # buffers of the libraries
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
@@ -205,7 +212,7 @@ def run_export(slices: int, classes: int) -> None:
 # ---- both sides ----------------------------------------------------------------------------------------------
 
 
-def compare(kind: str, classes: int, repeats: int) -> dict[str, Any]:
+def compare(kind: str, classes: int, repeats: int, precision: str) -> dict[str, Any]:
     import nibabel as nib
 
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
@@ -215,7 +222,7 @@ def compare(kind: str, classes: int, repeats: int) -> dict[str, Any]:
         write_image(folder / "images", 3)
         for _ in range(repeats):  # in turns, so that a busy minute meets both
             for side in SIDES:
-                arguments = ["--child", side, kind, str(classes), scratch]
+                arguments = ["--child", side, kind, str(classes), scratch, "--precision", precision]
                 done = subprocess.run(
                     [sys.executable, __file__, *arguments],
                     capture_output=True,
@@ -230,7 +237,8 @@ def compare(kind: str, classes: int, repeats: int) -> dict[str, Any]:
         side: {key: statistics.median(run[key] for run in runs[side]) for key in keys} for side in SIDES
     }
     return {
-        "schema": "fedvox.benchmark/1", "benchmark": "predict", "network": kind, "classes": classes, **summary,
+        "schema": "fedvox.benchmark/1", "benchmark": "predict", "network": kind, "classes": classes,
+        "precision": precision, **summary,
         "times_faster": summary["nnunet"]["cpu_s"] / summary["fedvox"]["cpu_s"],
         "times_less_memory": summary["nnunet"]["mib"] / summary["fedvox"]["mib"],
         "voxels_alike": float((ours == theirs).mean()), "labels_found": len(np.unique(theirs)),
@@ -243,6 +251,12 @@ def main() -> None:
     )
     parser.add_argument("--classes", type=int, default=168)
     parser.add_argument("--network", choices=("territories", "unet"), default="territories")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="Fedvox's; nnU-Net has fp32 alone on a CPU",
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--export", type=int)
@@ -250,12 +264,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.child:
         side, kind, classes, folder = arguments.child
-        run_child(side, kind, int(classes), Path(folder))
+        run_child(side, kind, int(classes), Path(folder), arguments.precision)
         return
     if arguments.export:
         run_export(arguments.export, arguments.classes)
         return
-    result = compare(arguments.network, arguments.classes, arguments.repeats)
+    result = compare(arguments.network, arguments.classes, arguments.repeats, arguments.precision)
     if arguments.json:
         print(json.dumps(result))
         return

@@ -1,8 +1,9 @@
-"""Three more sites that scan the demo's brain, apart from those that the demo trains on: a target for fine-tuning.
+"""More sites that scan the demo's brain, apart from those that the demo trains on: a target for fine-tuning.
 
     site_d   a T2-like sequence: the contrast between gray and white matter is reversed
     site_e   low field: three times the demo's noise
     site_f   slices of 5 mm, an uneven coil beyond the demo's, and a steep gamma
+    site_g   a T1 protocol with an exaggerated contrast and a flat gamma, noisier than the demo's
 
 Noise, coil, contrast, gamma or slices: what is named here lies outside of the demo's ranges (see `fedvox.data.demo`),
 and no head is one of the demo's, for each is deformed by other random numbers. What both share is the one anatomy that
@@ -11,6 +12,7 @@ all of them are deformed from, and the two structures, gray and white matter.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +23,8 @@ from fedvox.data.simulated_scanner import Acquisition, acquire, with_spacing
 from fedvox.data.store import BrickStore
 from fedvox.data.store_writer import StoreWriter
 
-NEW_SITES = ("site_d", "site_e", "site_f")
+NEW_SCANNERS = ("site_e", "site_f", "site_g")  # the sequence that the demo knows, on scanners that it does not
+NEW_SITES = ("site_d", *NEW_SCANNERS)
 _KEY = 1_000_003  # apart from the demo's seeds, which begin at 0
 
 
@@ -38,16 +41,24 @@ _SCANNERS: dict[str, dict[str, _Range]] = {
     "site_e": {"contrast": _Range(0.5, 0.65), "noise": _Range(0.10, 0.14), "bias": _Range(0.16, 0.24)},
     "site_f": {"gamma": _Range(1.6, 2.0), "noise": _Range(0.07, 0.09), "bias": _Range(0.5, 0.7),
                "slice_mm": _Range(5.0, 5.0)},
+    "site_g": {"contrast": _Range(1.35, 1.6), "gamma": _Range(0.5, 0.65), "noise": _Range(0.07, 0.09),
+               "bias": _Range(0.16, 0.24)},
 }  # fmt: skip
 
 
 def write_new_sites(
-    store: str, *, cases_per_site: int = 3, resolution_mm: float = 3.0, seed: int = 0
+    store: str,
+    sites: Sequence[str] = NEW_SITES,
+    *,
+    cases_per_site: int = 3,
+    resolution_mm: float = 3.0,
+    seed: int = 0,
 ) -> BrickStore:
     """Simulates the new sites' acquisitions into a brick store; a finished one is left as it is.
 
     Args:
         store: folder or `s3://` address.
+        sites: of `NEW_SITES`.
         cases_per_site: heads that each site scans; cases are called `site_d_01` and so on.
         resolution_mm: in-plane voxel size; the demo's is 2.
         seed: of everything random.
@@ -65,7 +76,7 @@ def write_new_sites(
     )
     writer = StoreWriter.create(store, meta)
     brain = with_spacing(load_brain(), (resolution_mm,) * 3)
-    for acquisition in plan_new_sites(cases_per_site, resolution_mm, seed):
+    for acquisition in plan_new_sites(cases_per_site, resolution_mm, seed, sites):
         if writer.finished(acquisition.case_id, origin=repr(acquisition)) is not None:
             continue
         head, image = acquire(brain, acquisition)
@@ -82,12 +93,14 @@ def write_new_sites(
     return BrickStore.open(store)
 
 
-def plan_new_sites(cases_per_site: int, resolution_mm: float, seed: int) -> list[Acquisition]:
-    """The parameters of every case, drawn from the seed."""
+def plan_new_sites(
+    cases_per_site: int, resolution_mm: float, seed: int, sites: Sequence[str] = NEW_SITES
+) -> list[Acquisition]:
+    """The parameters of every case, drawn from the seed; a case is the same whichever other sites are there."""
     return [
-        _plan(site, number, resolution_mm, (_KEY + seed, number * len(NEW_SITES) + place))
+        _plan(site, number, resolution_mm, (_KEY + seed, number * len(NEW_SITES) + NEW_SITES.index(site)))
         for number in range(cases_per_site)
-        for place, site in enumerate(NEW_SITES)
+        for site in sites
     ]
 
 
