@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -202,10 +202,13 @@ class ComputeSection(Config):
         return self
 
 
-class PretrainConfig(Config):
-    """One pretraining run."""
+class TrainingConfig(Config):
+    """What every training run is told, whatever it trains: `fedvox.training.ray_shell` and the loop need no more."""
 
-    name: str = Field("pretrain", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    resume_invariant: ClassVar[tuple[str, ...]] = ()
+    """Sections that must be equal when a run is resumed."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Names the run's directory; starting the same name again resumes it."""
     storage: str = "$FEDVOX_HOME/runs"
     """Folder or `s3://` address that holds run directories; must be reachable from every node."""
@@ -217,14 +220,7 @@ class PretrainConfig(Config):
     log_every: int = Field(10, ge=1)
     max_nonfinite_steps: int = Field(20, ge=1)
     """Consecutive steps with a non-finite gradient that are skipped before the run is stopped."""
-    init_from: str | None = None
-    """Released weights (`…/final`) to start from; None starts from scratch."""
-    data: DataSection = DataSection()
-    model: ModelSection = ModelSection()
     optimizer: OptimizerSection = OptimizerSection()
-    loss: LossSection = LossSection()
-    augment: AugmentConfig = AugmentConfig()
-    validation: ValidationSection = ValidationSection()
     checkpoint: CheckpointSection = CheckpointSection()
     compute: ComputeSection = ComputeSection()
 
@@ -240,6 +236,22 @@ class PretrainConfig(Config):
                 f"({self.compute.max_workers}): every worker needs a sample"
             )
         return self
+
+
+class PretrainConfig(TrainingConfig):
+    """One pretraining run."""
+
+    resume_invariant = RESUME_INVARIANT
+
+    name: str = Field("pretrain", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Names the run's directory; starting the same name again resumes it."""
+    init_from: str | None = None
+    """Released weights (`…/final`) to start from; None starts from scratch."""
+    data: DataSection = DataSection()
+    model: ModelSection = ModelSection()
+    loss: LossSection = LossSection()
+    augment: AugmentConfig = AugmentConfig()
+    validation: ValidationSection = ValidationSection()
 
     def phases(self) -> tuple[Phase, ...]:
         """Stretches of the run that train the same parts: here a single one, of everything."""

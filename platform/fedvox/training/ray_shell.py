@@ -16,11 +16,11 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import ray
 import ray.train
@@ -45,12 +45,13 @@ from fedvox.errors import (
     StorageRefused,
 )
 from fedvox.training.checkpoint import newest_meta
-from fedvox.training.config import PretrainConfig, expand, is_relative, require_lasting
+from fedvox.training.config import PretrainConfig, TrainingConfig, expand, is_relative, require_lasting
 from fedvox.training.finetune import TRANSFER_FILE
 from fedvox.training.loop import train
 from fedvox.training.preemption import PreemptionWatch
-from fedvox.training.run_directory import RunDirectory, environment
+from fedvox.training.run_directory import Finished, RunDirectory, environment
 from fedvox.training.session import check_architecture, fill_network, new_network, open_data
+from fedvox.training.training_loop import Report
 from fedvox.training.world import World
 
 log = logging.getLogger(__name__)
@@ -58,11 +59,38 @@ log = logging.getLogger(__name__)
 FOR_GOOD = (ConfigError, DataError, CheckpointError, DamagedCase, StorageRefused)
 """What a restart would only repeat, for ever where `max_failures` is -1. Storage that is out of reach may
 come back; a bucket that is gone or forbidden does not."""
+C = TypeVar("C", bound=TrainingConfig)
 SOURCE_ROOTS = ("platform", "federation", "compliance")
 
 
-def run(config: PretrainConfig) -> dict[str, Any]:
+class Task(Protocol):
+    """What the shell runs where it is not the training of a segmentation network.
+
+    A module (or another object that can be pickled) with these functions.
+    """
+
+    def anchored(self, config: Any, absolute: Callable[[str], str]) -> Any:
+        """The configuration with every path of its own, beside `storage`, made absolute."""
+
+    def check(self, config: Any, directory: RunDirectory) -> None:
+        """Finds what is wrong with a run before any worker is started.
+
+        Raises:
+            FedvoxError: data, configuration or checkpoints cannot be used.
+        """
+
+    def train(
+        self, config: Any, world: World, *, report: Report | None, watch: PreemptionWatch | None
+    ) -> Finished:
+        """Trains on one worker, from the newest checkpoint; see `fedvox.training.loop.train`."""
+
+
+def run(config: TrainingConfig, task: Task | None = None) -> dict[str, Any]:
     """Runs (or resumes) a run on the Ray cluster at hand, or in this process with `num_workers=0`.
+
+    Args:
+        config: of the run.
+        task: what is trained; None trains a segmentation network, and `config` is a `PretrainConfig`.
 
     Returns:
         What `outcome.json` of the run directory holds: step, Dice per structure, damaged cases.
@@ -71,21 +99,21 @@ def run(config: PretrainConfig) -> dict[str, Any]:
         FedvoxError: the input cannot be used, training failed for good, or it was asked to stop.
     """
     require_lasting(config.storage, "storage")
-    config = anchored(config)
+    config = anchored(config, task)
     directory = RunDirectory.of(config)
-    check(config, directory)
+    (task.check if task is not None else check)(config, directory)
     directory.clear_stop()
     directory.clear_outcome()
     storage.write_atomic(directory.child("config.resolved.yaml"), to_yaml(config).encode())
     if config.compute.num_workers == 0:
-        run_in_process(config, directory)
+        run_in_process(config, directory, task)
     else:
         connect()
-        _fit(config, directory)
+        _fit(config, directory, task)
     return directory.outcome()
 
 
-def anchored(config: PretrainConfig) -> PretrainConfig:
+def anchored(config: C, task: Task | None = None) -> C:
     """The same run with absolute paths: workers have a working directory of their own.
 
     In a Ray job nothing changes: there driver and workers all have the uploaded folder.
@@ -96,16 +124,22 @@ def anchored(config: PretrainConfig) -> PretrainConfig:
     def absolute(uri: str) -> str:
         return str(Path(expand(uri)).absolute()) if is_relative(uri) else uri
 
+    found = task.anchored(config, absolute) if task is not None else _anchored_data(config, absolute)
+    moved: C = found.model_copy(update={"storage": absolute(config.storage)})
+    return moved
+
+
+def _anchored_data(config: Any, absolute: Callable[[str], str]) -> Any:
     data = config.data.model_copy(update={"store": absolute(config.data.store)})
     if data.cache is not None:
         folder = absolute(data.cache.folder)
         data = data.model_copy(update={"cache": data.cache.model_copy(update={"folder": folder})})
     start = None if config.init_from is None else absolute(config.init_from)
-    return config.model_copy(update={"storage": absolute(config.storage), "data": data, "init_from": start})
+    return config.model_copy(update={"data": data, "init_from": start})
 
 
-def check(config: PretrainConfig, directory: RunDirectory) -> None:
-    """Finds what is wrong with a run before any worker is started.
+def check(config: Any, directory: RunDirectory) -> None:
+    """Finds what is wrong with a `PretrainConfig`'s run before any worker is started.
 
     Raises:
         FedvoxError: the store, the configuration, the checkpoints or the storage cannot be used.
@@ -123,7 +157,7 @@ def check(config: PretrainConfig, directory: RunDirectory) -> None:
         directory.write_json(transferred.as_dict(), TRANSFER_FILE)
 
 
-def run_in_process(config: PretrainConfig, directory: RunDirectory) -> None:
+def run_in_process(config: TrainingConfig, directory: RunDirectory, task: Task | None = None) -> None:
     """The same training without Ray, for a debugger."""
     if config.compute.use_gpu == "yes" and not torch.cuda.is_available():
         raise _no_gpu("this machine has none that PyTorch can use")
@@ -133,8 +167,12 @@ def run_in_process(config: PretrainConfig, directory: RunDirectory) -> None:
     watch = PreemptionWatch()
     watch.install()
     directory.write_json(environment(str(device)), "environment.json")
-    result = train(config, World(device=device), watch=watch)
+    result = _training(task)(config, World(device=device), report=None, watch=watch)
     directory.finish(result)
+
+
+def _training(task: Task | None) -> Callable[..., Finished]:
+    return train if task is None else task.train
 
 
 def connect() -> None:
@@ -159,7 +197,7 @@ def connect() -> None:
     ray.init(runtime_env=runtime_env, logging_level=logging.WARNING)
 
 
-def _use_gpu(config: PretrainConfig, available: bool) -> bool:
+def _use_gpu(config: TrainingConfig, available: bool) -> bool:
     return config.compute.use_gpu == "yes" or (config.compute.use_gpu == "auto" and available)
 
 
@@ -192,14 +230,14 @@ def _require_gpu(wait_s: float) -> None:
         )
 
 
-def _fit(config: PretrainConfig, directory: RunDirectory) -> None:
+def _fit(config: TrainingConfig, directory: RunDirectory, task: Task | None) -> None:
     compute = config.compute
     if compute.use_gpu == "yes":
         _require_gpu(compute.gpu_wait_s)
     use_gpu = _use_gpu(config, ray.cluster_resources().get("GPU", 0) > 0)  # type: ignore[no-untyped-call]
     location = storage.locate(expand(config.storage))
     trainer = TorchTrainer(
-        functools.partial(_worker, config=config, watch=PreemptionWatch()),
+        functools.partial(_worker, config=config, watch=PreemptionWatch(), task=task),
         scaling_config=ScalingConfig(
             num_workers=compute.num_workers,  # type: ignore[arg-type]
             use_gpu=use_gpu,
@@ -219,7 +257,7 @@ def _fit(config: PretrainConfig, directory: RunDirectory) -> None:
             raise _told(error) from error
 
 
-def _worker(config: PretrainConfig, watch: PreemptionWatch) -> None:
+def _worker(config: TrainingConfig, watch: PreemptionWatch, task: Task | None = None) -> None:
     """What each Ray Train worker runs.
 
     Ray restarts the worker group for every exception. Those that all workers agree on and that a restart
@@ -238,7 +276,7 @@ def _worker(config: PretrainConfig, watch: PreemptionWatch) -> None:
     if world.rank == 0:
         directory.write_json(environment(str(device)), "environment.json")
     try:
-        result = train(config, world, report=_report, watch=watch)
+        result = _training(task)(config, world, report=_report, watch=watch)
     except (NonFiniteLoss, CheckpointNotWritten, Preempted) as error:
         if isinstance(error, Preempted) and not directory.stop_requested():
             raise  # this node goes away: Ray starts the group again, elsewhere if need be

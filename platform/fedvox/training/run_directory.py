@@ -32,16 +32,21 @@ import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import fedvox
 from fedvox import errors, storage
 from fedvox.errors import ConfigError, DataError, FedvoxError, RunError
 from fedvox.storage import Location
-from fedvox.training.config import RESUME_INVARIANT, PretrainConfig, expand
+from fedvox.training.config import TrainingConfig, expand
 
-if TYPE_CHECKING:
-    from fedvox.training.loop import TrainResult
+
+class Finished(Protocol):
+    """What a finished run tells."""
+
+    def outcome(self) -> dict[str, Any]:
+        """Plain data: the step that was reached, and how good the result is."""
+
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +69,7 @@ class RunDirectory:
         self.location = location
 
     @classmethod
-    def of(cls, config: PretrainConfig) -> RunDirectory:
+    def of(cls, config: TrainingConfig) -> RunDirectory:
         """The directory of a run: `config.storage` / `config.name`."""
         return cls(storage.locate(expand(config.storage)).child(config.name))
 
@@ -118,19 +123,9 @@ class RunDirectory:
         if storage.exists(self.child("outcome.json")):
             storage.delete(self.child("outcome.json"))
 
-    def finish(self, result: TrainResult) -> None:
+    def finish(self, result: Finished) -> None:
         """Writes down that the run is complete, and how good it is."""
-        dice = result.dice
-        self.write_json(
-            {
-                "state": "finished",
-                "step": result.step,
-                "mean_foreground_dice": dice and dice.mean_foreground,
-                "dice": dice and dice.per_structure,
-                "damaged_cases": result.damaged,
-            },
-            "outcome.json",
-        )
+        self.write_json({"state": "finished", **result.outcome()}, "outcome.json")
 
     def fail(self, error: FedvoxError) -> None:
         """Writes down why the run ended, for the driver to tell."""
@@ -187,7 +182,7 @@ class RunDirectory:
 
     # Configuration
 
-    def check_resumable(self, config: PretrainConfig) -> None:
+    def check_resumable(self, config: TrainingConfig) -> None:
         """Refuses to resume with another model, data, seed or optimiser than the run began with.
 
         Raises:
@@ -204,7 +199,9 @@ class RunDirectory:
             raise _damaged(location, error) from error
         now = json.loads(config.model_dump_json())
         different = [
-            f"{path}: {old!r} -> {new!r}" for path, old, new in _differences(before, now) if _matters(path)
+            f"{path}: {old!r} -> {new!r}"
+            for path, old, new in _differences(before, now)
+            if path.split(".")[0] in config.resume_invariant and not path.startswith(_FREE)
         ]
         if different:
             raise ConfigError(
@@ -357,7 +354,3 @@ def _differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, A
 
 # How samples are fetched, not which: free to change between attempts.
 _FREE = ("data.cache", "data.expect", "data.loader_threads", "data.prefetch_batches")
-
-
-def _matters(path: str) -> bool:
-    return path.split(".")[0] in RESUME_INVARIANT and not path.startswith(_FREE)
