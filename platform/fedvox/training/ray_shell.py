@@ -45,7 +45,7 @@ from fedvox.errors import (
     StorageRefused,
 )
 from fedvox.training.checkpoint import newest_meta
-from fedvox.training.config import PretrainConfig, TrainingConfig, expand, is_relative, require_lasting
+from fedvox.training.config import TrainingConfig, expand, is_relative, require_lasting
 from fedvox.training.finetune import TRANSFER_FILE
 from fedvox.training.loop import train
 from fedvox.training.preemption import PreemptionWatch
