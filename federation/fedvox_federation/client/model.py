@@ -113,6 +113,7 @@ class SegmentationModel:
 
     Attributes:
         federated: see `FederatedModel`.
+        name: of the backbone.
         structures: names of the output channels, background first.
         patch_size: (D, H, W).
         channels: image channels.
@@ -122,6 +123,7 @@ class SegmentationModel:
     """
 
     federated: FederatedModel
+    name: str
     structures: tuple[str, ...]
     patch_size: Size3
     channels: int
@@ -165,7 +167,9 @@ def build(config: FederationConfig, *, pretrained: str | None = None) -> Segment
     local = norm_parameters(network) if config.training.local_norms else ()
     federated = FederatedModel.of(network, local=local, unused=_coarse_heads(network))
     intensity = Recipe.of(source.info).intensity if source.info is not None else ()
-    return SegmentationModel(federated, structures, patch, channels, intensity, source.info, report)
+    return SegmentationModel(
+        federated, source.model, structures, patch, channels, intensity, source.info, report
+    )
 
 
 def _settled(config: FederationConfig, source: Pretrained) -> tuple[tuple[str, ...], Size3]:

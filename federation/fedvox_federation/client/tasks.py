@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from fedvox.data.label_space import canonical_name
 from fedvox.data.loader import BatchStream, LoaderConfig
 from fedvox.data.sampler import SamplerConfig
 from fedvox.data.store import BrickStore
@@ -150,8 +151,7 @@ class SegmentationTask:
         self._device = device
         self._store = _with_public_statistics(store, model)
         self._criterion = DiceCrossEntropy()  # per sample: Dice over a batch would mix patients
-        _check_store(store, model)
-        model.network.check_patch(torch.zeros(1, model.channels, *model.patch_size))
+        check_store(store, model)
         model.network.to(device)
 
     @property
@@ -237,11 +237,18 @@ def _with_public_statistics(store: BrickStore, model: SegmentationModel) -> Bric
     return store
 
 
-def _check_store(store: BrickStore, model: SegmentationModel) -> None:
+def check_store(store: BrickStore, model: SegmentationModel) -> None:
+    """Refuse patients that the model is not made for, and a patch that it cannot take.
+
+    Raises:
+        DataError: the store's channels, structures or normalisation are not the model's.
+        ConfigError: the patch does not fit the network.
+    """
+    model.network.check_patch(torch.zeros(1, model.channels, *model.patch_size))
     meta, info = store.meta, model.info
     pairs = {
         "channels": (len(meta.channel_names), model.channels),
-        "structures": (tuple(meta.structures), model.structures),
+        "structures": (_canonical(meta.structures), _canonical(model.structures)),
     }
     if info is not None:
         pairs["normalization"] = (meta.normalization, info.normalization)
@@ -251,3 +258,8 @@ def _check_store(store: BrickStore, model: SegmentationModel) -> None:
                 f"{store.location.uri}: {name} {found!r}, the federation has {expected!r}",
                 "Ingest with the study's label space and modality.",
             )
+
+
+def _canonical(names: Sequence[str]) -> tuple[str, ...]:
+    """In one spelling, as the ingest writes them."""
+    return tuple(canonical_name(name) for name in names)
