@@ -141,9 +141,9 @@ def run(
         Exception: whatever the ServerApp raises.
     """
     prepare(app)
+    _set_up_logs(verbose=verbose)
     from flwr.simulation import run_simulation
 
-    _set_up_logs(verbose=verbose)
     server, client = _apps(app, dict(configuration))
     run_simulation(server, client, supernodes, backend_config=_complete(backend), verbose_logging=verbose)
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from fedvox.data.records import StoreMeta
 from fedvox.data.store import BrickStore
@@ -121,3 +122,18 @@ def open_store():
 def checkout():
     """The root of this checkout."""
     return Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def write_config(federation_values, tmp_path):
+    """The configuration as a file, with sections overridden."""
+
+    def write(**sections):
+        values = dict(federation_values)
+        for name, section in sections.items():
+            values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
+        path = tmp_path / "federation.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    return write
