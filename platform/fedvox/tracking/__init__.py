@@ -1,9 +1,20 @@
 """Lesions: marked once, segmented, followed through every later scan, measured.
 
-prompts             points, boxes, scribbles and masks as dense channels; their checks
-prompt_files        LesionLocator's JSON, interactions, NIfTI; coordinate spaces
-prompt_simulation   prompts and corrections as readers would give them
+    prompts             points, boxes, scribbles and masks as dense channels; their checks
+    prompt_files        LesionLocator's JSON, interactions, NIfTI; coordinate spaces
+    prompt_simulation   prompts and corrections as readers would give them
+    segmenters          one marked lesion from its prompts: classical peers of a trained network
+
+    registration        which place of an earlier scan is which place of a later one; the gate against other patients
+    events              vanished, appeared, split, merged: linking the lesions of two scans
+    track               identities through a series, forward and backward, with corrections
+
+    measure             volume and axial diameters
+    recist              RECIST 1.1: response, with the rule that fired
+
     lesion_types        kinds of lesions that can be painted into a scan
     synthetic           the next visit simulated from one scan with lesion masks, with its exact truth
     synthetic_series    patients with many visits in the MNI152 brain, as a data set
+
+Import the modules themselves: this package imports none of them.
 """
