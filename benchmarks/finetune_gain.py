@@ -43,7 +43,11 @@ from fedvox.training.run_directory import RunDirectory
 
 GOAL = 0.5
 TARGETS = {"scanners": NEW_SCANNERS, "sequence": ("site_d", "site_e", "site_f")}
-KINDS = {"scratch": "from scratch", "new_heads": "fine-tuned, new heads", "by_name": "fine-tuned"}
+KINDS = {
+    "scratch": "from scratch",
+    "new_heads": "fine-tuned, new heads",
+    "by_name": "fine-tuned, pretrained heads",
+}
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -179,12 +183,12 @@ def _result(curves: list[Curve], arguments: argparse.Namespace, pretrained: str)
 
 
 def _table(result: dict[str, Any]) -> str:
-    lines = [f"{'':<24}{'seed':>5}{'Dice, scratch':>15}{'Dice, fine-tuned':>18}{'steps to scratch':>18}"]
+    lines = [f"{'':<30}{'seed':>5}{'Dice, scratch':>15}{'Dice, fine-tuned':>18}{'steps to scratch':>18}"]
     for row in result["runs"]:
         steps = row["steps_to_scratch_dice"]
         told = "never" if steps is None else f"{steps} ({row['share_of_steps']:.0%})"
         lines.append(
-            f"{KINDS[row['kind']]:<24}{row['seed']:>5}{row['scratch_dice']:>15.3f}{row['final_dice']:>18.3f}{told:>18}"
+            f"{KINDS[row['kind']]:<30}{row['seed']:>5}{row['scratch_dice']:>15.3f}{row['final_dice']:>18.3f}{told:>18}"
         )
     verdict = "reached" if result["reached"] else "NOT reached"
     return "\n".join(
@@ -212,7 +216,10 @@ def _draw(curves: list[Curve], result: dict[str, Any], path: Path) -> None:
         axes.annotate("half the steps", (GOAL * result["steps"], 0.02), xytext=(3, 0), textcoords="offset points",
                       fontsize=8)  # fmt: skip
         axes.set(
-            title="Dice on held-out cases of sites d, e and f", xlabel="step", ylabel="mean Dice", ylim=(0, 1)
+            title=f"Dice on held-out cases of {', '.join(TARGETS[result['target']])}",
+            xlabel="step",
+            ylabel="mean Dice",
+            ylim=(0, 1),
         )
         axes.legend(loc="lower right")
         figure.savefig(path, facecolor="white", dpi=130)
