@@ -7,10 +7,12 @@
 
     registration        which place of an earlier scan is which place of a later one; the gate against other patients
     events              vanished, appeared, split, merged: linking the lesions of two scans
+    observers           what is on a scan, given what is expected there
     track               identities through a series, forward and backward, with corrections
 
     measure             volume and axial diameters
     recist              RECIST 1.1: response, with the rule that fired
+    evaluation          Dice, NSD, detection, centroids, retrieval, identity switches; Dice over rounds of corrections
 
     lesion_types        kinds of lesions that can be painted into a scan
     synthetic           the next visit simulated from one scan with lesion masks, with its exact truth

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from fedvox.errors import ConfigError, DataError
+from fedvox.tracking.observers import given, prompted
 from fedvox.tracking.prompts import Box, Mask, Point
 from fedvox.tracking.registration import QualityGate, RegistrationConfig
 from fedvox.tracking.segmenters import SEGMENTERS, Request, build_segmenter, unprompted
-from fedvox.tracking.track import Anchor, Tracker, correct, given, prompted, step, track
+from fedvox.tracking.track import Anchor, Tracker, correct, step, track
 
 RIGID = RegistrationConfig(stage="rigid", iterations=25)
 GATE = QualityGate(overlap=0.9)
