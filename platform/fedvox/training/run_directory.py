@@ -4,8 +4,8 @@
         config.resolved.yaml          every value, defaults included
         transfer.json                 fine-tuning: what became of every tensor of the given weights
         environment.json              versions, git commit, host, devices, and which fedvox ran
-        status.json                   where the run is: step, loss, Dice, seconds left; rewritten every few
-        seconds metrics/attempt-0000.jsonl    one line per logged step; a new file per restart
+        status.json                   where the run is: step, loss, Dice, seconds left; rewritten every few seconds
+        metrics/attempt-0000.jsonl    one line per logged step; a new file per restart
         tensorboard/attempt-0000/     the same, as TensorBoard events
         checkpoints/step-…            see `fedvox.training.checkpoint`
         validation/step-….json        Dice per structure and case
