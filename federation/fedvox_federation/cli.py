@@ -15,7 +15,15 @@ import typer
 from fedvox.cli import leave_with_code
 from fedvox.errors import FedvoxError
 from fedvox_compliance.errors import ComplianceError
-from fedvox_federation import cli_audit, cli_bundle, cli_ledger, cli_preflight, cli_status
+from fedvox_federation import (
+    cli_audit,
+    cli_bundle,
+    cli_credentials,
+    cli_demo,
+    cli_ledger,
+    cli_preflight,
+    cli_status,
+)
 from fedvox_federation.cli_common import JsonOption, emit, new_app
 
 DeltaOption = Annotated[float, typer.Option("--delta", help="δ, at most 1 / (10 × patients).")]
@@ -30,6 +38,9 @@ app = new_app("Federated fine-tuning under differential privacy.")
 app.add_typer(cli_ledger.app, name="ledger")
 app.add_typer(cli_bundle.app, name="bundle")
 app.command("dp-preflight")(cli_preflight.dp_preflight)
+app.command("certificates")(cli_credentials.certificates)
+app.command("node-key")(cli_credentials.node_key)
+app.command("demo-data")(cli_demo.demo_data)
 app.command("audit")(cli_audit.audit)
 app.command("status")(cli_status.status)
 
