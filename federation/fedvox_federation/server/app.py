@@ -124,24 +124,27 @@ def _release(config: FederationConfig, journal: Journal, model: SegmentationMode
             "no release is written: the pretrained weights are none, and do not say how images are prepared"
         )
         return
-    options = dict(model.info.options)
+    options = {**model.info.options, "deep_supervision": False}  # as everybody has built it
     if "patch_size" in options:
         options["patch_size"] = model.patch_size
     last = journal.rounds[-1] if journal.rounds else {}
+    training, privacy = config.training, config.privacy
     info = dataclasses.replace(
         model.info,
         options=options,
         structures=model.structures,
         patch_size=model.patch_size,
-        training=config.model_dump(mode="json", exclude={"output", "pretrained", "clinics", "server"}),
+        training={},  # of a pretraining
         data={},
         provenance={
             "run": config.name,
             "study": config.study,
-            "federated_rounds": len(journal.rounds),
+            "step": f"{len(journal.rounds)} rounds of {training.steps} in each clinic, {config.strategy.name}",
+            "federated": f"{training.scope}, {training.optimizer}, lr {training.lr:g}",
             "clinics": len({row["clinic"] for row in journal.clinics if row["weight"]}),
+            "privacy": f"per patient, clipped to {privacy.clipping_norm:g}, noise policy {privacy.policy.name}",
             "epsilon": last.get("epsilon"),
-            "pretrained": model.info.provenance.get("sha256", ""),
+            "pretrained": model.info.provenance.get("sha256"),
         },
     )
     write_release(model.merged(), info, journal.run.child("final"))
@@ -174,3 +177,4 @@ def _show_log() -> None:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(message)s"))
         ours.addHandler(handler)
+        ours.propagate = False  # Ray gives the root logger a handler of its own, later

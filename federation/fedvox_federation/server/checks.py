@@ -102,6 +102,7 @@ class Checked:
         arrays: of an accepted update, cut to the allowed length.
         norm: L2 length of the update before it was cut.
         standing: as the server knows it.
+        known_as: clinic for which the node spoke before, where there is no reply.
     """
 
     node_id: int
@@ -112,11 +113,13 @@ class Checked:
     arrays: Mapping[str, Array] = field(default_factory=dict)
     norm: float = math.nan
     standing: Standing = UNATTESTED
+    known_as: str = ""
 
     @property
     def clinic(self) -> str:
         """The clinic's name, or the node's number."""
-        return self.reply.clinic if self.reply is not None and self.reply.clinic else f"node {self.node_id}"
+        told = self.reply.clinic if self.reply is not None else self.known_as
+        return told or f"node {self.node_id}"
 
     @property
     def contribution(self) -> Contribution:
@@ -220,6 +223,10 @@ class ReplyChecker:
         if not norm <= reachable_norm(self._config, reply, arrays):
             return replace(result, verdict=Verdict.REJECTED, reason=Fault.TOO_LONG.value, norm=norm)
         return replace(result, norm=norm, arrays=self._cut(reply.arrays, arrays, norm))
+
+    def nobody(self, node_id: int, verdict: Verdict, reason: str = "", note: str = "") -> Checked:
+        """A part in the round without a reply that could be read."""
+        return Checked(node_id, verdict, reason, note, known_as=self._names.get(node_id, ""))
 
     def keep_nodes(self, connected: Iterable[int]) -> None:
         """Forget which clinic a node spoke for that is gone: it may come back as another node."""

@@ -226,17 +226,17 @@ class Federation:
             node = message.metadata.src_node_id
             if node in nodes:
                 answered[node] = self._read(message, order, nodes[node])
-        return [answered.get(node) or Checked(node, Verdict.LATE) for node in nodes]
+        return [answered.get(node) or self._checker.nobody(node, Verdict.LATE) for node in nodes]
 
     def _read(self, message: Message, order: RoundOrder, node_key: bytes) -> Checked:
         node = message.metadata.src_node_id
         if message.has_error():
             # The error's text stays unread: it may hold what a clinic's exception said.
-            return Checked(node, Verdict.FAILED, f"flower-{message.error.code}")
+            return self._checker.nobody(node, Verdict.FAILED, f"flower-{message.error.code}")
         try:
             reply = decode_reply(message.content)
         except BadMessage as bad:
-            return Checked(node, Verdict.REJECTED, Fault.UNREADABLE.value, bad.message)
+            return self._checker.nobody(node, Verdict.REJECTED, Fault.UNREADABLE.value, bad.message)
         return self._checker.check(reply, order, self.arrays, node_id=node, node_key=node_key)
 
     def _stop_at_bad_update(self, number: int, replies: list[Checked]) -> None:
