@@ -1,0 +1,261 @@
+"""Where the scans of patients lie, and when they were taken, in each layout that is known."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from fedvox.data.readers import NIFTI_ENDINGS
+from fedvox.errors import DataError
+from fedvox.forecasting.loaders.scans import Scan, cine, sequence_of
+from fedvox.forecasting.sequence import Sequence4D
+
+TABLES = ("series.json", "times.json", "times.csv", "sessions.csv")
+Layout = str
+
+
+def load_sequence(path: Path | str, *, layout: Layout = "auto", unit: str | None = None) -> Sequence4D:
+    """One patient's scans.
+
+    Args:
+        path: a patient's folder, its table of times (CSV or JSON), or a 4D NIfTI.
+        layout: see the package; `auto` looks.
+        unit: of the times, where the files do not say.
+
+    Raises:
+        DataError: nothing there is a sequence, or its scans cannot be used; see `sequence_of`.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path} does not exist", "Correct the path.", code="missing_file", file=str(path))
+    if path.is_file():
+        if path.name.lower().endswith(NIFTI_ENDINGS):
+            return cine(str(path), _stem(path), unit=unit)
+        return _from_table(path, unit)
+    found = _layout_of_patient(path) if layout == "auto" else layout
+    if found is None or found not in _READERS:
+        raise DataError(
+            f"{path} holds no sequence that is known ({', '.join(TABLES)}, a 4D NIfTI, sessions)",
+            f"Add a times.csv with the columns file and date (or time, unit), or name a layout: {', '.join(_READERS)}.",
+            code="no_sequence",
+            file=str(path),
+        )
+    return _READERS[found](path, unit)
+
+
+def list_patients(folder: Path | str, layout: Layout = "auto") -> list[Path]:
+    """The patients' folders (or files) in a data set's folder, by name.
+
+    Raises:
+        DataError: there is none.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder} is no folder", "Correct data.folder.", code="missing_file", file=str(folder)
+        )
+    candidates = sorted(p for p in folder.iterdir() if not p.name.startswith((".", "derivatives")))
+    known = [p for p in candidates if _layout_of_patient(p) is not None]
+    if layout != "auto":
+        known = [p for p in candidates if p.is_dir() and _layout_of_patient(p) == layout]
+    if not known:
+        raise DataError(
+            f"{folder} holds no patient of layout {layout!r}",
+            "See docs/forecasting.md for how each layout looks.",
+            code="no_sequence",
+            file=str(folder),
+        )
+    return known
+
+
+def _layout_of_patient(path: Path) -> Layout | None:
+    if path.is_file():
+        return "cine" if path.name.endswith(("_4d.nii.gz", "_cine.nii.gz")) else None
+    if any((path / name).is_file() for name in TABLES):
+        return "table"
+    if next(path.glob("*_4d.nii*"), None):
+        return "acdc"
+    if next(path.rglob("*_ctp.nii*"), None):
+        return "isles"
+    if next(path.glob("ses-*"), None):
+        return "bids"
+    if next(path.glob("week-*"), None):
+        return "lumiere"
+    return None
+
+
+# ---- table ---------------------------------------------------------------------------------------------------
+
+
+def _table(path: Path, unit: str | None) -> Sequence4D:
+    return _from_table(next(path / name for name in TABLES if (path / name).is_file()), unit)
+
+
+def _from_table(path: Path, unit: str | None) -> Sequence4D:
+    """A CSV with columns file, date | time [, unit, roi], or the same as JSON with `scans`."""
+    content, rows = _rows(path)
+    if not rows:
+        raise DataError(f"{path} lists no scan", "Add a row per scan.", code="no_scan", file=str(path))
+    unit = unit or content.get("time_unit") or content.get("unit") or rows[0].get("unit") or None
+    times, found = _times(rows, unit, path)
+    scans = [
+        Scan(str(path.parent / _cell(row, ("file", "image"), path)), time, _optional(row, path.parent))
+        for row, time in zip(rows, times, strict=True)
+    ]
+    return sequence_of(str(content.get("patient") or path.parent.name), scans, found)
+
+
+def _rows(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            content = json.loads(text)
+            return content, list(content["scans"])
+        dialect = "excel-tab" if path.suffix == ".tsv" else "excel"
+        return {}, list(csv.DictReader(text.splitlines(), dialect=dialect))
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path} is no table of scans ({' '.join(repr(error).split())})",
+            "Give a CSV with the columns file and date, or JSON with a list `scans`.",
+            code="bad_table",
+            file=str(path),
+        ) from None
+
+
+def _times(rows: list[dict[str, Any]], unit: str | None, path: Path) -> tuple[list[float], str | None]:
+    """Times of the rows: days since the first date, or numbers in the unit that is given."""
+    if all(row.get("date") for row in rows):
+        dates = [parse_date(str(row["date"]), path) for row in rows]
+        days = [(date - min(dates)).total_seconds() / 86400 for date in dates]
+        if unit not in (None, "days"):
+            raise DataError(
+                f"{path}: dates count in days, but the unit is {unit!r}",
+                "Leave the unit out, or give a column time.",
+                code="unit_missing",
+                file=str(path),
+            )
+        return days, "days"
+    try:
+        return [float(_cell(row, ("time",), path)) for row in rows], unit
+    except ValueError as error:
+        raise DataError(f"{path}: {error}", "Give numbers.", code="bad_table", file=str(path)) from None
+
+
+def parse_date(text: str, path: Path | str = "") -> datetime:
+    """An ISO date with or without a time of day, or a DICOM date (20240131, 20240131093000).
+
+    Raises:
+        DataError: neither.
+    """
+    plain = text.strip()
+    if re.fullmatch(r"\d{14}(\.\d+)?", plain):
+        return datetime.strptime(plain[:14], "%Y%m%d%H%M%S")
+    try:
+        return datetime.fromisoformat(plain).replace(tzinfo=None)
+    except ValueError:
+        raise DataError(
+            f"{path}: {text!r} is no date", "Write 2024-01-31 or 20240131.", code="bad_table", file=str(path)
+        ) from None
+
+
+def _cell(row: Mapping[str, Any], names: tuple[str, ...], path: Path) -> str:
+    for name in names:
+        if row.get(name) not in (None, ""):
+            return str(row[name])
+    raise DataError(
+        f"{path}: a scan has no {' or '.join(names)}: {dict(row)}",
+        "Fill it in.",
+        code="bad_table",
+        file=str(path),
+    )
+
+
+def _optional(row: Mapping[str, Any], folder: Path) -> str | None:
+    found = row.get("roi") or row.get("mask")
+    return str(folder / str(found)) if found else None
+
+
+# ---- sessions, cine, the public sets -------------------------------------------------------------------------
+
+
+def _bids(path: Path, unit: str | None) -> Sequence4D:
+    """sub-X/ses-Y/anat/*.nii.gz; times from sub-X_sessions.tsv (acq_time, or a column of days), or ses-NNN as days."""
+    table = next(path.glob("*_sessions.tsv"), None)
+    known: dict[str, dict[str, Any]] = {}
+    if table is not None:
+        known = {str(row.get("session_id")): row for row in _rows(table)[1]}
+    rows, files = [], []
+    for session in sorted(path.glob("ses-*")):
+        image = _first(session, ("anat/*T1w.nii*", "anat/*.nii*", "*/*.nii*", "*.nii*"))
+        if image is not None:
+            row = known.get(session.name, {})
+            date = row.get("acq_time") or row.get("date")
+            rows.append({"date": date, "time": row.get("time") or row.get("days") or _number(session.name)})
+            files.append(image)
+    source = table or path
+    if table is None or not all(row["date"] for row in rows):
+        rows = [{"time": row["time"]} for row in rows]
+        unit = unit or (
+            "days" if table is not None and any("days" in row for row in known.values()) else None
+        )
+    times, found = _times(rows, unit, source)
+    return sequence_of(path.name, [Scan(str(f), t) for f, t in zip(files, times, strict=True)], found)
+
+
+def _cine_folder(path: Path, unit: str | None) -> Sequence4D:
+    """patientNNN/patientNNN_4d.nii.gz, frames over one heart cycle; the region is the heart at end-diastole."""
+    image = next(path.glob("*_4d.nii*"))
+    label = next(path.glob("*frame01_gt.nii*"), None)
+    return cine(str(image), path.name, unit=unit or "cycle", roi=None if label is None else str(label))
+
+
+def _isles(path: Path, unit: str | None) -> Sequence4D:
+    """sub-X/[ses-Y/]perf/sub-X_ctp.nii.gz: 4D; seconds where the header says so, frames otherwise."""
+    image = next(iter(sorted(path.rglob("*_ctp.nii*"))))
+    return cine(str(image), path.name, unit=unit)
+
+
+def _lumiere(path: Path, unit: str | None) -> Sequence4D:
+    """Patient-X/week-NNN[-R]/CT1.nii.gz; the region is the first label map beside it."""
+    scans = []
+    for week in sorted(path.glob("week-*")):
+        image = _first(week, ("CT1.nii*", "*CT1*.nii*", "T1*.nii*"))
+        if image is not None:
+            match = re.match(r"week-(\d+)(?:-(\d+))?", week.name)
+            assert match is not None  # by the glob, unless a word follows
+            # A second scan of one week is the later one; the data set does not say by how much.
+            time = float(match[1]) + 0.1 * (int(match[2] or 1) - 1)
+            roi = _first(week, ("*seg*.nii*", "*mask*.nii*", "**/*seg*CT1*.nii*"))
+            scans.append(Scan(str(image), time, None if roi is None else str(roi)))
+    return sequence_of(path.name, scans, unit or "weeks")
+
+
+def _first(folder: Path, patterns: tuple[str, ...]) -> Path | None:
+    return next((found for pattern in patterns for found in _sorted(folder, pattern)), None)
+
+
+def _sorted(folder: Path, pattern: str) -> Iterator[Path]:
+    yield from sorted(folder.glob(pattern))
+
+
+def _number(name: str) -> str | None:
+    match = re.search(r"(\d+(?:\.\d+)?)", name)
+    return match[1] if match else None
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def _cine_file(path: Path, unit: str | None) -> Sequence4D:
+    return cine(str(path), _stem(path), unit=unit)
+
+
+_READERS: dict[Layout, Callable[[Path, str | None], Sequence4D]] = {
+    "table": _table, "cine": _cine_file, "bids": _bids, "acdc": _cine_folder, "isles": _isles, "lumiere": _lumiere,
+}  # fmt: skip

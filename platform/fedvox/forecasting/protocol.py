@@ -1,0 +1,103 @@
+"""What makes two evaluations comparable: patients dealt into folds, and targets and missing scans drawn once.
+
+A plan is a JSON file. Written once, it says for every patient which scan is the target and which context scans are
+missing; whoever evaluates with it evaluates the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from fedvox import storage
+from fedvox.data.philox import Stream, philox
+from fedvox.errors import DataError
+from fedvox.forecasting.sequence import Sequence4D
+from fedvox.storage import Location
+
+SCHEMA = "fedvox.forecast.plan/1"
+
+
+@dataclass(frozen=True)
+class PlannedForecast:
+    """One forecast of an evaluation.
+
+    Attributes:
+        patient: name.
+        target: index of the scan to forecast.
+        context: indices of the scans that may be used, ascending.
+    """
+
+    patient: str
+    target: int
+    context: tuple[int, ...]
+
+
+def patient_folds(patients: Sequence[str], folds: int) -> list[tuple[str, ...]]:
+    """Deals patients into folds of nearly equal size, by a hash of their names: new patients disturb no old order."""
+    ranked = sorted(set(patients), key=lambda name: hashlib.sha256(name.encode()).digest())
+    return [tuple(sorted(ranked[fold::folds])) for fold in range(folds)]
+
+
+def plan_forecasts(
+    sequences: Sequence[Sequence4D],
+    *,
+    seed: int,
+    missing: float = 0.3,
+    context: int = 4,
+    per_patient: int = 1,
+) -> list[PlannedForecast]:
+    """Draws targets after the context, and which context scans are missing.
+
+    Args:
+        sequences: patients with at least two scans.
+        seed: of the draw, which depends on the patient's name and not on the order.
+        missing: share of context scans that are left out; one always stays.
+        context: largest number of context scans.
+        per_patient: targets of each.
+    """
+    planned = []
+    for sequence in sequences:
+        rows = np.flatnonzero(sequence.valid)
+        number = int.from_bytes(hashlib.sha256(sequence.patient.encode()).digest()[:6], "big")
+        for attempt in range(per_patient):
+            rng = philox(seed, number, Stream.CASE, attempt=attempt)
+            place = int(rng.integers(1, len(rows)))
+            before = rows[max(0, place - context) : place]
+            kept = before[rng.random(len(before)) >= missing]
+            kept = kept if len(kept) else before[-1:]
+            planned.append(PlannedForecast(sequence.patient, int(rows[place]), tuple(int(r) for r in kept)))
+    return planned
+
+
+def write_plan(planned: Sequence[PlannedForecast], location: Location) -> None:
+    """Writes a plan, atomically."""
+    value = {"schema": SCHEMA, "forecasts": [asdict(one) for one in planned]}
+    storage.write_atomic(location, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def read_plan(location: Location) -> list[PlannedForecast]:
+    """Reads a plan.
+
+    Raises:
+        DataError: it is no plan.
+    """
+    try:
+        value = json.loads(storage.read_bytes(location))
+        if value["schema"] != SCHEMA:
+            raise ValueError(f"schema {value['schema']!r}")
+        return [
+            PlannedForecast(one["patient"], int(one["target"]), tuple(int(i) for i in one["context"]))
+            for one in value["forecasts"]
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{location.uri} is no plan of forecasts ({error!r})",
+            "Delete it; a new one is drawn.",
+            code="bad_plan",
+            file=location.uri,
+        ) from None

@@ -1,0 +1,121 @@
+"""Released forecasting models: `model.safetensors` beside `model.json`, which says all that is needed to use them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import nn
+
+import fedvox
+from fedvox import storage
+from fedvox.config import validate
+from fedvox.errors import CheckpointError
+from fedvox.forecasting.config import FlowSection, NetworkSection, SolverSection
+from fedvox.forecasting.convlstm import ConvLSTM
+from fedvox.forecasting.velocity import VelocityNetwork
+from fedvox.storage import Location
+from fedvox.training.checkpoint import load_tensors, save_tensors
+from fedvox.training.state import check_fits
+
+SCHEMA = "fedvox.forecast/1"
+Network = VelocityNetwork | ConvLSTM
+
+
+@dataclass(frozen=True)
+class ForecastInfo:
+    """What `model.json` of a forecasting model holds.
+
+    Attributes:
+        flow: sections of the training's configuration, as plain data.
+        network: see there.
+        solver: see there.
+        channels: C of the images.
+        unit: of times.
+        horizon: the latest time that training has seen.
+        size: (D, H, W) of the volumes in training.
+        provenance: run, step, error, versions, hash of the weights.
+    """
+
+    flow: dict[str, Any]
+    network: dict[str, Any]
+    solver: dict[str, Any]
+    channels: int
+    unit: str
+    horizon: float
+    size: tuple[int, int, int]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def build_network(flow: FlowSection, network: NetworkSection, channels: int) -> Network:
+    """A freshly initialised network for a method."""
+    kind = ConvLSTM if flow.method == "convlstm" else VelocityNetwork
+    return kind(flow, network, channels)
+
+
+def write_release(network: nn.Module, info: ForecastInfo, folder: Location) -> None:
+    """Writes the weights, then the description, whose presence means that all is whole."""
+    written = save_tensors(dict(network.state_dict()), folder.child("model.safetensors"))
+    provenance = {**info.provenance, "fedvox": fedvox.__version__, "sha256": written["sha256"]}
+    value = {"schema": SCHEMA, **asdict(info), "provenance": provenance}
+    storage.write_atomic(
+        folder.child("model.json"), (json.dumps(value, indent=1, default=str) + "\n").encode()
+    )
+
+
+def load_release(uri: str) -> tuple[Network, ForecastInfo]:
+    """Builds the released network with its weights, in evaluation mode on the CPU.
+
+    Args:
+        uri: a run directory or its `final` folder.
+
+    Raises:
+        CheckpointError: there is no such release, or its weights are damaged or do not fit.
+    """
+    folder = storage.locate(uri)
+    if not storage.exists(folder.child("model.json")) and storage.exists(folder.child("final", "model.json")):
+        folder = folder.child("final")
+    info = _read(folder)
+    network_section = info.network | {"init_from": None}
+    network = build_network(
+        validate(FlowSection, info.flow, source=folder.uri),
+        validate(NetworkSection, network_section, source=folder.uri),
+        info.channels,
+    )
+    weights = load_tensors(folder.child("model.safetensors"), expect_sha256=info.provenance.get("sha256"))
+    check_fits(network, weights)
+    network.load_state_dict(weights)
+    return network.eval(), info
+
+
+def solver_of(info: ForecastInfo) -> SolverSection:
+    """The solver that a release names."""
+    return validate(SolverSection, info.solver, source="model.json")
+
+
+def flow_of(info: ForecastInfo) -> FlowSection:
+    """The flow that a release was trained with."""
+    return validate(FlowSection, info.flow, source="model.json")
+
+
+def _read(folder: Location) -> ForecastInfo:
+    location = folder.child("model.json")
+    if not storage.exists(location):
+        raise CheckpointError(
+            f"{folder.uri} holds no released forecasting model (model.json is missing)",
+            "Name a run of `fedvox forecast --train`, or its `final` folder.",
+        )
+    try:
+        value = json.loads(storage.read_bytes(location))
+        if value.pop("schema") != SCHEMA:
+            raise CheckpointError(
+                f"{location.uri} is no forecasting model ({SCHEMA})",
+                "Name a run of `fedvox forecast --train`, or its `final` folder.",
+            )
+        depth, height, width = value.pop("size")
+        return ForecastInfo(**value, size=(depth, height, width))
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{location.uri} is not readable: {error!r}", "Train the model again."
+        ) from error

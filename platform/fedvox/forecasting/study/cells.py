@@ -1,0 +1,172 @@
+"""One method on one data set with one seed: trained as every forecasting model is, judged on unseen patients.
+
+The patients that judge, their missing scans and the times that are asked for are the same for every method and seed.
+A finished cell is a JSON file and is not repeated; an unfinished training goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedvox import storage
+from fedvox.config import validate
+from fedvox.forecasting.baselines import BASELINES, Baseline, last_context_image
+from fedvox.forecasting.config import ForecastConfig
+from fedvox.forecasting.examples import Examples, keep_valid
+from fedvox.forecasting.flow import Forecaster
+from fedvox.forecasting.metrics import STILL, changing_region, mean_squared_error, relative_volume_error, ssim
+from fedvox.forecasting.release import flow_of, load_release, solver_of
+from fedvox.forecasting.simulation import SIMULATIONS, TEST, Schedule, Simulated, Target
+from fedvox.forecasting.training import train
+from fedvox.storage import Location
+from fedvox.training.world import World
+
+TEST_SEED = 777
+TEST_PATIENTS = 64
+STEPS = 1000
+
+SETS: Mapping[str, dict[str, str]] = {
+    "heart-irregular": {"kind": "heart", "schedule": "irregular"},
+    "heart-regular": {"kind": "heart", "schedule": "regular"},
+    "brain": {"kind": "brain", "schedule": "irregular"},
+    "contrast": {"kind": "contrast", "schedule": "irregular"},
+}
+"""Data sets by name, as the `data.simulated` section of a configuration."""
+
+METHODS: Mapping[str, dict[str, Any]] = {
+    "cronos": {},
+    "cronos-grid": {"times": "grid"},
+    "tfm": {"method": "tfm"},
+    "regression": {"objective": "regression"},
+    "convlstm": {"method": "convlstm", "objective": "regression"},
+}
+"""Trained methods by name, as the `flow` section of a configuration."""
+
+MUST: tuple[tuple[str, str], ...] = (
+    ("heart-irregular", "cronos"), ("brain", "cronos"), ("heart-irregular", "tfm"), ("brain", "tfm"),
+    ("heart-regular", "tfm"), ("heart-irregular", "cronos-grid"),
+)  # fmt: skip
+"""What the claims that must hold are about."""
+
+MORE: tuple[tuple[str, str], ...] = (
+    ("heart-irregular", "regression"), ("brain", "regression"), ("heart-irregular", "convlstm"),
+    ("contrast", "cronos"), ("brain", "convlstm"), ("contrast", "tfm"),
+)  # fmt: skip
+"""What puts them into perspective."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method on a data set with a seed."""
+
+    data: str
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return f"{self.data}.{self.method}.{self.seed}"
+
+
+def config_of(cell: Cell, folder: str, steps: int = STEPS) -> ForecastConfig:
+    """The training of a cell, whose run directory lies in `folder`/runs."""
+    section = SETS[cell.data]
+    grid_step = SIMULATIONS[section["kind"]].duration / 10
+    values = {
+        "name": cell.name, "storage": f"{folder}/runs", "seed": cell.seed, "steps": steps, "global_batch_size": 8,
+        "log_every": 50, "optimizer": {"lr": 2e-3, "warmup_steps": min(50, steps // 10)},
+        "data": {"simulated": section}, "flow": {**METHODS[cell.method], "grid_step": grid_step},
+        "validation": {"every_steps": 10 * steps, "examples": 64},
+        "checkpoint": {"every_steps": 250, "keep": 1}, "compute": {"num_workers": 0, "torch_threads": 1},
+    }  # fmt: skip
+    return validate(ForecastConfig, values, source=f"study cell {cell.name}")
+
+
+def run_cell(cell: Cell, folder: str, *, steps: int = STEPS, patients: int = TEST_PATIENTS) -> dict[str, Any]:
+    """Trains and judges a cell, or reads what was found before.
+
+    Args:
+        cell: a trained method, or one of `BASELINES`.
+        folder: local folder or address for runs and results.
+        steps: of training.
+        patients: that judge.
+
+    Returns:
+        Per condition and metric a number per patient.
+    """
+    location = result_of(cell, folder)
+    if storage.exists(location):
+        found: dict[str, Any] = json.loads(storage.read_bytes(location))
+        return found
+    began, cpu = time.monotonic(), time.process_time()
+    if cell.method in BASELINES:
+        forecast: Baseline = BASELINES[cell.method]
+    else:
+        config = config_of(cell, folder, steps)
+        train(config, World())
+        network, info = load_release(f"{config.storage}/{config.name}")
+        forecast = Forecaster(network, flow_of(info), solver_of(info))
+    trained, trained_cpu = time.monotonic() - began, time.process_time() - cpu
+    value = {
+        "schema": "fedvox.forecast.cell/1", "data": cell.data, "method": cell.method, "seed": cell.seed,
+        "steps": steps, "trained_s": round(trained, 1), "trained_cpu_s": round(trained_cpu, 1),
+        "conditions": {name: judged(forecast, found) for name, found in conditions(cell.data, patients).items()},
+    }  # fmt: skip
+    storage.write_atomic(location, json.dumps(value).encode())
+    return value
+
+
+def result_of(cell: Cell, folder: str) -> Location:
+    """Where a cell's result lies."""
+    return storage.locate(folder).child("cells", f"{cell.name}.json")
+
+
+def conditions(data: str, patients: int) -> dict[str, tuple[Simulated, Examples]]:
+    """Unseen patients at unseen times: all targets, and those between, after, and beyond the training's horizon."""
+    section = SETS[data]
+    schedule = Schedule(kind="regular" if section["schedule"] == "regular" else "irregular")
+    base = Simulated(SIMULATIONS[section["kind"]], schedule, TEST_SEED)
+    targets: tuple[Target, ...] = (
+        ("any",) if schedule.kind == "regular" else ("any", "between", "after", "beyond")
+    )
+    found: dict[str, tuple[Simulated, Examples]] = {}
+    for target in targets:
+        simulated = replace(base, schedule=replace(schedule, target=target))
+        found[target] = simulated, simulated.examples(range(TEST, TEST + patients))
+    static = replace(base, static=1.0)
+    found["static"] = static, static.examples(range(TEST, TEST + patients))
+    return found
+
+
+def judged(forecast: Baseline, asked: tuple[Simulated, Examples]) -> dict[str, list[float]]:
+    """The errors of a forecast and of LCI, a number per patient; -1 where a region is empty."""
+    simulated, examples = asked
+    given = (examples.scans, examples.times, examples.valid, examples.target_time)
+    assert examples.truth is not None  # simulated
+    assert examples.scans_truth is not None
+    truth, last = examples.truth, last_context_image(*given)
+    slots = keep_valid(examples.scans_truth, examples.times, examples.valid, examples.scans.shape[1]).images
+    region, still = changing_region(slots, truth), ~changing_region(slots, truth, STILL)
+    found: dict[str, Tensor] = {}
+    volume = simulated.simulation.volume
+    true_volume = volume(truth[:, 0])
+    for suffix, image in (("", forecast(*given)), ("_lci", last)):
+        found |= {
+            f"mse{suffix}": mean_squared_error(image, truth),
+            f"region_mse{suffix}": mean_squared_error(image, truth, region),
+            f"still_mse{suffix}": mean_squared_error(image, truth, still),
+            f"ssim{suffix}": ssim(image, truth),
+            f"volume_error{suffix}": relative_volume_error(volume(image[:, 0]), true_volume),
+        }
+    return {
+        name: [round(float(v), 8) for v in torch.nan_to_num(values, nan=-1.0)]
+        for name, values in found.items()
+    }
