@@ -73,15 +73,15 @@ def open_clinic(context: Context, app_folder: Path) -> Clinic:
         Refused: the clinic has not approved this code.
         FedvoxError: a configuration, store or checkpoint cannot be used.
     """
-    node = context.node_config
-    config = from_run_config(context.run_config, app_folder)
+    node, running = context.node_config, bundle_sha256(app_folder)
     if (own_file := node.get("clinic")) is not None:
         own = load_config(ClinicConfig, expand(str(own_file)))
-        running = bundle_sha256(app_folder)
         _require_approved(own, running)
-        return real_clinic(config, own, bundle_sha256=running)
+        _require_inside(str(context.run_config.get("config", "")), app_folder)
+        return real_clinic(from_run_config(context.run_config, app_folder), own, bundle_sha256=running)
     if (number := node.get("partition-id")) is not None:
-        return simulated_clinic(config, int(number), bundle_sha256=bundle_sha256(app_folder))
+        config = from_run_config(context.run_config, app_folder)
+        return simulated_clinic(config, int(str(number)), bundle_sha256=running)
     raise ConfigError(
         "this SuperNode does not know which clinic it is",
         """Start it with --node-config 'clinic="/etc/fedvox/clinic.yaml"'.""",
@@ -102,6 +102,16 @@ def _require_approved(own: ClinicConfig, running: str) -> None:
             Refusal.BUNDLE_NOT_APPROVED,
             f"the app that was sent has hash {running}; this clinic approved {known}",
             "Read what has changed, then: fedvox-federation bundle approve.",
+        )
+
+
+def _require_inside(named: str, app_folder: Path) -> None:
+    """The study's file is part of what was approved; the server must not point at another on the clinic's disk."""
+    if not (app_folder / named).resolve().is_relative_to(app_folder.resolve()):
+        raise Refused(
+            Refusal.CONFIG,
+            f"the run configuration names {named!r}, outside of the app",
+            "Put it into the app.",
         )
 
 
