@@ -214,7 +214,10 @@ def _load(reference: str) -> Any:
 
 def _complete(backend: Mapping[str, Any]) -> dict[str, Any]:
     start = {"include_dashboard": False, **backend.get("init_args", {})}
-    return {**backend, "init_args": start}
+    # Flower puts a dead actor back into its pool, where it fails every clinic that it is given. Flower hands these
+    # options on to Ray, which starts another in its place.
+    clinics = {"max_restarts": -1, **backend.get("client_resources", {})}
+    return {**backend, "init_args": start, "client_resources": clinics}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:

@@ -37,6 +37,8 @@ def spoiled(reply, fault, folder):
     """What a clinic sends instead of its update."""
     from fedvox_federation.protocol import arrays_sha256
 
+    if fault is None:
+        return reply
     arrays = dict(reply.arrays)
     name = sorted(arrays)[0]
     if fault == "nan":
