@@ -19,6 +19,7 @@ from rich.logging import RichHandler
 from typer.core import TyperCommand, TyperGroup
 
 import fedvox
+from fedvox.commands import CommandGroup
 from fedvox.errors import FedvoxError
 
 COMMANDS: dict[str, str] = {
@@ -31,6 +32,7 @@ COMMANDS: dict[str, str] = {
     "finetune": "Fine-tune pretrained weights on a brick store with other channels, classes or patch.",
     "export": "Write a released model as ONNX or as a MONAI bundle, and check it.",
     "ingest": "Turn raw volumes (nnU-Net, Decathlon, manifest) into a brick store.",
+    "lesion": "Lesions: segment what is marked, follow it through later scans, measure it.",
     "models": "List the backbones with their parameter counts.",
     "plan": "Plan spacing, patch, batch and topology for a data set and a memory, with reasons.",
     "predict": "Segment images with trained models, in this process or over Ray.",
@@ -38,7 +40,7 @@ COMMANDS: dict[str, str] = {
     "status": "Show where a run is: step, loss, Dice, time left.",
     "submit": "Submit a job to Ray, follow it with a progress bar, and leave with its own exit code.",
 }
-"""Name -> help; each lives in `fedvox.commands.NAME`, as a function of that name."""
+"""Name -> help; each lives in `fedvox.commands.NAME`, as a function (or a `CommandGroup`) of that name."""
 
 EPILOG = "Every command takes --debug, which shows tracebacks. Exit codes: 0 done, 1 failed, 2 wrong input."
 
@@ -58,8 +60,8 @@ class _LazyGroup(TyperGroup):
 
 
 def _load(name: str) -> click.Command:
-    function = getattr(importlib.import_module(f"fedvox.commands.{name}"), name)
-    command = _single(function)
+    found = getattr(importlib.import_module(f"fedvox.commands.{name}"), name)
+    command = _group(found) if isinstance(found, CommandGroup) else _single(found)
     command.name = name
     return command
 
@@ -80,6 +82,20 @@ def _single(function: Callable[..., Any]) -> click.Command:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     settings = getattr(function, "context_settings", None)
     app.command(cls=_Command, epilog=EPILOG, context_settings=settings)(function)
+    return typer.main.get_command(app)
+
+
+def _group(group: CommandGroup) -> click.Command:
+    app = typer.Typer(
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        epilog=EPILOG,
+        help=group.help,
+    )
+    for function in group.functions:
+        app.command(cls=_Command, epilog=EPILOG)(function)
     return typer.main.get_command(app)
 
 

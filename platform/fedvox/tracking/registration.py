@@ -41,7 +41,7 @@ class RegistrationConfig:
         stage: the last one; each starts from the one before.
         spacing_mm: of the coarse copies.
         mesh_mm: distance of the deformation's control points.
-        sampling: share of voxels that the rigid and affine stages look at.
+        sampling: share of voxels that every stage looks at.
         iterations: at most, of the rigid and affine stages on each of three scales.
         deformable_iterations: at most.
     """
@@ -234,7 +234,7 @@ def _deformation(fixed: Any, moving: Any, affine: Any, config: RegistrationConfi
     extent = [n * s for n, s in zip(fixed.GetSize(), fixed.GetSpacing(), strict=True)]
     mesh = [max(2, round(e / config.mesh_mm)) for e in extent]
     spline = sitk.BSplineTransformInitializer(fixed, mesh, order=3)
-    method = _method(1.0)
+    method = _method(config.sampling)
     method.SetOptimizerAsLBFGSB(
         gradientConvergenceTolerance=1e-5,
         numberOfIterations=config.deformable_iterations,

@@ -33,7 +33,7 @@ _RADIUS_MM = 3.0  # of a click, as seed
 _MARGIN_MM = 14.0  # around all prompts: how far the classical peers look
 _WIDE = 2.5  # deviations from the seed's mean that region growing accepts where there are no surroundings
 _BETA = 130.0  # of the random walker: how much an edge hinders
-_CONTRAST = 1.0  # deviations of the surroundings by which a lesion must differ from them to be there at all
+_CONTRAST = 0.5  # deviations of the surroundings by which a lesion must differ from them to be there at all
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,210 @@
+"""`fedvox lesion`: segment marked lesions, follow them through a series, measure them, simulate patients."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedvox.commands import CommandGroup
+from fedvox.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fedvox.tracking.segmenters import Segmenter
+
+_SPACES = ("voxel-zyx", "voxel-xyz", "world-ras")
+_STAGES = ("rigid", "affine", "deformable")
+
+_Method = Annotated[str, typer.Option(help="random-walker, region-growing, or carried (registration alone).")]
+_Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for maps, tables and report.")]
+_Nodes = Annotated[
+    list[int] | None, typer.Option("--node", help="Id of a lesion that is a lymph node (repeatable).")
+]
+_DicomSeg = Annotated[
+    bool, typer.Option("--dicom-seg", help="Also write DICOM segmentation objects (DICOM input).")
+]
+_Json = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
+
+
+def segment(
+    image: Annotated[str, typer.Option("--image", "-i", help="NIfTI file or folder of a DICOM series.")],
+    prompts: Annotated[str, typer.Option("--prompts", "-p", help="JSON of prompts, or a NIfTI mask.")],
+    output: _Output,
+    method: _Method = "random-walker",
+    space: Annotated[
+        str | None, typer.Option(help="Of JSON that does not say: voxel-zyx, voxel-xyz, world-ras.")
+    ] = None,
+    labels: Annotated[
+        str, typer.Option(help="What a NIfTI mask holds: instance, or binary (components are lesions).")
+    ] = "instance",
+    node: _Nodes = None,
+    dicom_seg: _DicomSeg = False,
+    as_json: _Json = False,
+) -> None:
+    """Segments the lesions that a reader marked on one image.
+
+    Examples:
+        fedvox lesion segment -i scan.nii.gz -p prompts.json -o out
+
+        fedvox lesion segment -i series/ -p clicks.json --space world-ras -o out --dicom-seg
+    """
+    from fedvox.tracking.run import segment_image
+
+    found = segment_image(
+        image,
+        prompts,
+        output,
+        _segmenter(method),
+        method=method,
+        space=_one_of("--space", space, _SPACES),
+        labels=_one_of("--labels", labels, ("instance", "binary")),
+        nodes=node or (),
+        dicom_seg=dicom_seg,
+    )
+    _tell(found, output, as_json)
+
+
+def track(
+    series: Annotated[Path, typer.Option("--series", "-s", help="JSON of a patient's scans.")],
+    output: _Output,
+    method: _Method = "carried",
+    start: Annotated[
+        int | None, typer.Option("--from", help="Scan whose marks begin; default: the first with any.")
+    ] = None,
+    correct: Annotated[
+        list[int] | None,
+        typer.Option(help="Further scan whose marks rule over what is computed (repeatable)."),
+    ] = None,
+    detect: Annotated[bool, typer.Option("--detect", help="Look for new lesions without a prompt.")] = False,
+    stage: Annotated[str, typer.Option(help="Registration: rigid, affine or deformable.")] = "deformable",
+    accept_poor_registration: Annotated[
+        bool, typer.Option("--accept-poor-registration", help="Follow scans that do not seem to fit.")
+    ] = False,
+    only: Annotated[
+        int | None, typer.Option(help="Do one scan of a finished series again, by itself.")
+    ] = None,
+    node: _Nodes = None,
+    dicom_seg: _DicomSeg = False,
+    as_json: _Json = False,
+) -> None:
+    """Follows lesions from the scan on which they were marked through all others, forward and backward.
+
+    Examples:
+        fedvox lesion track -s patient_001/series.json -o out
+
+        fedvox lesion track -s series.json -o out --method region-growing --correct 2 --detect
+
+        fedvox lesion track -s series.json -o out --only 2
+    """
+    from fedvox.tracking.run import TrackOptions, track_one, track_series
+
+    options = TrackOptions(
+        start=start,
+        corrections=tuple(correct or ()),
+        detect=detect,
+        stage=_one_of("--stage", stage, _STAGES),
+        accept_poor_registration=accept_poor_registration,
+        nodes=node or (),
+        dicom_seg=dicom_seg,
+    )
+    segmenter = _segmenter(method)
+    if only is not None:
+        found = track_one(series, output, segmenter, options, only, method=method)
+    else:
+        found = track_series(
+            series,
+            output,
+            segmenter,
+            options,
+            method=method,
+            on_step=lambda index: print(f"scan {index} done", file=sys.stderr),
+        )
+    _tell(found, output, as_json)
+
+
+def table(
+    series: Annotated[Path, typer.Option("--series", "-s", help="JSON of scans that all have a mask.")],
+    output: _Output,
+    node: _Nodes = None,
+    as_json: _Json = False,
+) -> None:
+    """Measures masks that exist, in which the same id is the same lesion: tables, RECIST 1.1, report.
+
+    Examples:
+        fedvox lesion table -s patient_001/series.json -o out
+    """
+    from fedvox.tracking.run import measure_series
+
+    _tell(measure_series(series, output, nodes=node or ()), output, as_json)
+
+
+def simulate(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the data set.")],
+    patients: Annotated[int, typer.Option(min=1, help="Patients.")] = 4,
+    visits: Annotated[int, typer.Option(min=1, help="Scans of each.")] = 3,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Kind of lesion (repeatable); default: all kinds.")
+    ] = None,
+    resolution_mm: Annotated[float, typer.Option(help="In-plane voxel size, 1 to 4.")] = 2.0,
+    same_scanner: Annotated[
+        bool, typer.Option("--same-scanner", help="No visit changes the scanner.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    as_json: _Json = False,
+) -> None:
+    """Writes simulated patients with lesions in the MNI152 brain, visit by visit, with the exact truth.
+
+    Run again, it goes on where it stopped. The same options give the same data set.
+
+    Examples:
+        fedvox lesion simulate -o lesions --patients 2 --visits 3
+    """
+    from fedvox.tracking.lesion_types import LESION_TYPES
+    from fedvox.tracking.synthetic_series import SeriesOptions, write_series_dataset
+
+    options = SeriesOptions(
+        patients=patients,
+        visits=visits,
+        resolution_mm=resolution_mm,
+        scanner_changes=not same_scanner,
+        kinds=tuple(kind or LESION_TYPES),
+        seed=seed,
+    )
+    folder = write_series_dataset(output, options)
+    found = {"patients": patients, "scans": patients * visits, "output": str(folder)}
+    print(json.dumps(found) if as_json else f"{patients} patients with {visits} scans each in {folder}")
+
+
+lesion = CommandGroup(
+    "Lesions: segment what is marked, follow it through later scans, measure it (RECIST 1.1).",
+    (segment, track, table, simulate),
+)
+
+
+def _segmenter(method: str) -> Segmenter:
+    from fedvox.tracking.segmenters import build_segmenter
+
+    return build_segmenter(method)
+
+
+def _one_of(option: str, value: str | None, known: tuple[str, ...]) -> Any:
+    if value is not None and value not in known:
+        raise ConfigError(f"{option} {value!r} is not known", f"Use one of {', '.join(known)}.")
+    return value
+
+
+def _tell(found: dict[str, Any], output: Path, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(found))
+        return
+    print(f"lesions    {found['lesions']}")
+    if found.get("not_found"):
+        print(f"not found  {', '.join(map(str, found['not_found']))}")
+    for index, (response, rule) in enumerate(
+        zip(found.get("responses", []), found.get("rules", []), strict=True)
+    ):
+        print(f"scan {index:<5} {response}: {rule}")
+    print(f"report     {output / 'report.html'}")
