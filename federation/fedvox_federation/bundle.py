@@ -10,9 +10,9 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from fedvox import storage
 from fedvox.errors import ConfigError, DataError
@@ -21,18 +21,23 @@ SOURCE_ROOTS = ("platform", "federation", "compliance")
 """What the app's entry puts on Python's path."""
 _HASHED_FOLDERS = (*SOURCE_ROOTS, "jobs/configs")
 _SUFFIXES = (".py", ".toml", ".yaml", ".yml", ".json")
+ENTRY = "federation/flower_entry.py"
+"""What Flower loads."""
 SCHEMA = "fedvox.approved-bundles/1"
 
 
-def bundle_files(root: Path) -> Iterator[Path]:
-    """The files that the hash is over, in the order of their names."""
-    found = {
-        path
-        for folder in _HASHED_FOLDERS
-        for path in (root / folder).rglob("*")
-        if path.suffix in _SUFFIXES and "__pycache__" not in path.parts and path.is_file()
-    }
-    return iter(sorted(found, key=lambda path: path.relative_to(root).as_posix()))
+def is_hashed(name: str) -> bool:
+    """Whether the hash is over a file of this name, relative to the app's root."""
+    path = PurePosixPath(name)
+    inside = any(path.is_relative_to(folder) for folder in _HASHED_FOLDERS)
+    return inside and path.suffix in _SUFFIXES and "__pycache__" not in path.parts
+
+
+def bundle_files(root: Path) -> dict[str, Path]:
+    """The files that the hash is over, by name."""
+    found = (path for folder in _HASHED_FOLDERS for path in (root / folder).rglob("*"))
+    named = {path.relative_to(root).as_posix(): path for path in found}
+    return {name: path for name, path in named.items() if is_hashed(name) and path.is_file()}
 
 
 def bundle_sha256(root: Path) -> str:
@@ -41,16 +46,20 @@ def bundle_sha256(root: Path) -> str:
     Raises:
         ConfigError: there is no app in the folder.
     """
-    digest, count = hashlib.sha256(), 0
-    for path in bundle_files(root):
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(root).as_posix()}\0{len(content)}\0".encode())
-        digest.update(content)
-        count += 1
-    if count == 0 or not (root / "federation" / "flower_entry.py").is_file():
+    files = bundle_files(root)
+    if ENTRY not in files:
         raise ConfigError(
             f"{root} holds no app of Fedvox", "Name a checkout, or a folder that Flower unpacked."
         )
+    return hash_of_files((name, files[name].read_bytes()) for name in sorted(files))
+
+
+def hash_of_files(files: Iterable[tuple[str, bytes]]) -> str:
+    """SHA-256 over names and contents, in the order given."""
+    digest = hashlib.sha256()
+    for name, content in files:
+        digest.update(f"{name}\0{len(content)}\0".encode())
+        digest.update(content)
     return digest.hexdigest()
 
 

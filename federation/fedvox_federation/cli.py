@@ -24,6 +24,7 @@ from fedvox_federation import (
     cli_ledger,
     cli_preflight,
     cli_status,
+    cli_supernode,
 )
 from fedvox_federation.cli_common import JsonOption, emit, new_app
 
@@ -41,6 +42,9 @@ app.add_typer(cli_bundle.app, name="bundle")
 app.command("dp-preflight")(cli_preflight.dp_preflight)
 app.command("certificates")(cli_credentials.certificates)
 app.command("node-key")(cli_credentials.node_key)
+app.command("supernode", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+    cli_supernode.supernode
+)
 app.command("demo-data")(cli_demo.demo_data)
 app.command("audit")(cli_audit.audit)
 app.command("experiment")(cli_experiment.experiment)

@@ -28,7 +28,7 @@ from pydantic import Field, model_validator
 from fedvox.config import Config, load_config
 from fedvox.data.augment_config import AugmentConfig
 from fedvox.errors import ConfigError
-from fedvox.training.config import Size3
+from fedvox.training.config import Size3, expand
 
 Name = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
@@ -266,8 +266,15 @@ class ClinicConfig(Config):
     share_scores: bool = False
     """Send losses and Dice with the updates. They are computed from patients and carry no noise."""
     approved_bundles: str | None = None
-    """File of the code that may run here, written by `fedvox-federation bundle approve`; None beside `folder`."""
+    """File of the code that may run here, written by `fedvox-federation bundle approve`; None for
+    `approved-bundles.json` in `folder`."""
     trust: TrustSection | None = None
+
+
+def approvals_file(own: ClinicConfig) -> Path:
+    """Where a clinic's list of approved bundles is."""
+    named = own.approved_bundles
+    return Path(expand(named)) if named is not None else Path(expand(own.folder)) / "approved-bundles.json"
 
 
 def from_run_config(run_config: Mapping[str, Any], app_folder: Path) -> FederationConfig:

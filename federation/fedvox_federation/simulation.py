@@ -20,23 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedvox.errors import ConfigError
-from fedvox_federation.bundle import SOURCE_ROOTS
+from fedvox_federation.bundle import ENTRY, SOURCE_ROOTS
 from fedvox_federation.config import FederationConfig, from_run_config
+from fedvox_federation.quiet import QUIET
 
 if TYPE_CHECKING:
     from flwr.app import Message
     from flwr.serverapp import Grid
 
 log = logging.getLogger(__name__)
-
-QUIET = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
-"""Variables without which Flower and Ray report to their makers, and Ray warns of its own plans."""
-ENTRY = Path("federation") / "flower_entry.py"
 
 Scalar = str | int | float | bool
 

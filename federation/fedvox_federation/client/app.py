@@ -21,7 +21,7 @@ from fedvox_federation.bundle import bundle_sha256, is_approved, read_approvals
 from fedvox_federation.client.clinic import Clinic, refused, take_part
 from fedvox_federation.client.refusals import Refused
 from fedvox_federation.client.sites import real_clinic, simulated_clinic
-from fedvox_federation.config import ClinicConfig, from_run_config
+from fedvox_federation.config import ClinicConfig, approvals_file, from_run_config
 from fedvox_federation.protocol import (
     BadMessage,
     ClinicReply,
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from flwr.app import Context, Message
 
 log = logging.getLogger(__name__)
-
-APPROVALS = "approved-bundles.json"
 
 
 def answer(message: Message, context: Context, app_folder: Path) -> Message:
@@ -86,12 +84,6 @@ def open_clinic(context: Context, app_folder: Path) -> Clinic:
         "this SuperNode does not know which clinic it is",
         """Start it with --node-config 'clinic="/etc/fedvox/clinic.yaml"'.""",
     )
-
-
-def approvals_file(own: ClinicConfig) -> Path:
-    """Where a clinic's list of approved bundles is."""
-    named = own.approved_bundles
-    return Path(expand(named)) if named is not None else Path(expand(own.folder)) / APPROVALS
 
 
 def _require_approved(own: ClinicConfig, running: str) -> None:
