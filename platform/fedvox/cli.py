@@ -66,16 +66,29 @@ def _load(name: str) -> click.Command:
     return command
 
 
-class _Command(TyperCommand):
+def _copyable(help_: str | None) -> str:
     """Help whose examples can be copied: one line each, however narrow the terminal."""
+    paragraphs = inspect.cleandoc(help_ or "").split("\n\n")
+    return "\n\n".join("\b\n" + p if "    " in p and "\b" not in p else p for p in paragraphs)
+
+
+class _Command(TyperCommand):
+    """A command with examples in its help."""
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        paragraphs = inspect.cleandoc(self.help or "").split("\n\n")
-        self.help = "\n\n".join("\b\n" + p if "    " in p and "\b" not in p else p for p in paragraphs)
+        self.help = _copyable(self.help)
         super().format_help_text(ctx, formatter)
 
     def get_help(self, ctx: click.Context) -> str:
         return super().get_help(ctx).replace("\\[", "[")  # typer escapes for a renderer that is not used here
+
+
+class _Group(TyperGroup):
+    """A group with examples in its help."""
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        self.help = _copyable(self.help)
+        super().format_help_text(ctx, formatter)
 
 
 def _single(function: Callable[..., Any]) -> click.Command:
@@ -87,6 +100,7 @@ def _single(function: Callable[..., Any]) -> click.Command:
 
 def _group(group: CommandGroup) -> click.Command:
     app = typer.Typer(
+        cls=_Group,
         add_completion=False,
         no_args_is_help=True,
         pretty_exceptions_enable=False,

@@ -12,7 +12,7 @@ class CommandGroup:
     """Commands under one name: `fedvox lesion track`.
 
     Args:
-        help: of the group.
+        help: of the group, with an example.
         functions: each is a command of its own name.
     """
 

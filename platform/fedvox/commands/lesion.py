@@ -179,7 +179,11 @@ def simulate(
 
 
 lesion = CommandGroup(
-    "Lesions: segment what is marked, follow it through later scans, measure it (RECIST 1.1).",
+    """Lesions: segment what is marked, follow it through later scans, measure it (RECIST 1.1).
+
+    Examples:
+        fedvox lesion track -s patient_001/series.json -o out
+    """,
     (segment, track, table, simulate),
 )
 
