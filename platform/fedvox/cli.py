@@ -29,6 +29,7 @@ COMMANDS: dict[str, str] = {
     "demo": "Pretrain on the embedded MNI152 brain through a local Ray, and look at the result.",
     "doctor": "Check this machine: versions, devices, Ray, storage, what each environment variable does.",
     "evaluate": "Score a folder of predictions against references; nothing missing is dropped.",
+    "forecast": "Forecast a patient's scan at any time from past scans, or train a model that does.",
     "finetune": "Fine-tune pretrained weights on a brick store with other channels, classes or patch.",
     "export": "Write a released model as ONNX or as a MONAI bundle, and check it.",
     "ingest": "Turn raw volumes (nnU-Net, Decathlon, manifest) into a brick store.",

@@ -79,7 +79,7 @@ def start(config: PretrainConfig, resume: Resume, as_json: bool) -> None:
 
     require_lasting(config.storage, "storage")  # before anybody waits for a bucket called $BUCKET
     directory = RunDirectory.of(config)
-    _check_resume(directory, resume)
+    check_resume(directory, resume)
     # not between the lines of the JSON; `fedvox submit` reads both streams
     print(f"run directory: {directory.location.uri}", file=sys.stderr if as_json else sys.stdout, flush=True)
     outcome = run(config)
@@ -90,7 +90,12 @@ def start(config: PretrainConfig, resume: Resume, as_json: bool) -> None:
     )
 
 
-def _check_resume(directory: RunDirectory, resume: Resume) -> None:
+def check_resume(directory: RunDirectory, resume: Resume) -> None:
+    """Holds what `--resume` asks for against the checkpoints that there are.
+
+    Raises:
+        ConfigError: a checkpoint is missing, or there is one that must not be.
+    """
     from fedvox.training.checkpoint import committed_steps
 
     steps = committed_steps(directory.checkpoints)

@@ -104,14 +104,14 @@ def _read(folder: Location) -> ForecastInfo:
     if not storage.exists(location):
         raise CheckpointError(
             f"{folder.uri} holds no released forecasting model (model.json is missing)",
-            "Name a run of `fedvox forecast --train`, or its `final` folder.",
+            "Name a run of `fedvox forecast --config`, or its `final` folder.",
         )
     try:
         value = json.loads(storage.read_bytes(location))
         if value.pop("schema") != SCHEMA:
             raise CheckpointError(
                 f"{location.uri} is no forecasting model ({SCHEMA})",
-                "Name a run of `fedvox forecast --train`, or its `final` folder.",
+                "Name a run of `fedvox forecast --config`, or its `final` folder.",
             )
         depth, height, width = value.pop("size")
         return ForecastInfo(**value, size=(depth, height, width))

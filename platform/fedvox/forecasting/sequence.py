@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 import numpy as np
 
@@ -32,6 +33,7 @@ class Sequence4D:
         roi: `(T, D, H, W)` bool, a region of interest per scan; None where there is none.
         geometry: of every scan; None for simulated ones.
         files: of the scans, for messages and for the header of forecasts; empty for simulated ones.
+        origin: the date of time 0, where times come from dates.
     """
 
     patient: str
@@ -42,6 +44,7 @@ class Sequence4D:
     roi: np.ndarray | None = None
     geometry: Geometry | None = None
     files: tuple[str, ...] = ()
+    origin: datetime | None = None
 
     def __post_init__(self) -> None:
         _check_unit(self.patient, self.unit)

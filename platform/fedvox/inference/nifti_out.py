@@ -71,6 +71,23 @@ def write_labels(
     _write(geometry.to_file(labels), lambda plane: plane, header, location)
 
 
+def write_image(
+    values: np.ndarray, geometry: Geometry, header: nib.Nifti1Header | nib.Nifti2Header, location: Location
+) -> None:
+    """Writes an image as float32, atomically.
+
+    Args:
+        values: (D, H, W) float, RAS+.
+        geometry: see `write_labels`.
+        header: see `write_labels`.
+        location: see `write_labels`.
+
+    Raises:
+        StorageError: see `write_labels`.
+    """
+    _write(geometry.to_file(values), lambda plane: np.asarray(plane, dtype=np.float32), header, location)
+
+
 def write_share(
     values: np.ndarray, geometry: Geometry, header: nib.Nifti1Header | nib.Nifti2Header, location: Location
 ) -> None:

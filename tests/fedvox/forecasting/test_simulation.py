@@ -79,7 +79,7 @@ def test_a_lesion_grows_as_its_exponent_says():
     subject = torch.full((1, source.parameters + 1), 0.5)
     subject[:, 0], subject[:, -1], subject[:, 10] = 1.0, 1.0, 0.0  # fastest growth, no atrophy
     volume = source.volume(source.render(subject, torch.tensor([[0.0, 12.0]]), 64))[0]
-    assert float(volume[1] / volume[0]) == pytest.approx(math.exp(3 * 0.55), rel=0.12)
+    assert float(volume[1] / volume[0]) == pytest.approx(math.exp(3 * 0.55), rel=0.15)
 
 
 def test_the_heart_is_smallest_at_systole_and_periodic():

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -103,11 +104,19 @@ def _from_table(path: Path, unit: str | None) -> Sequence4D:
         raise DataError(f"{path} lists no scan", "Add a row per scan.", code="no_scan", file=str(path))
     unit = unit or content.get("time_unit") or content.get("unit") or rows[0].get("unit") or None
     times, found = _times(rows, unit, path)
+    origin = _origin(rows, path)
     scans = [
         Scan(str(path.parent / _cell(row, ("file", "image"), path)), time, _optional(row, path.parent))
         for row, time in zip(rows, times, strict=True)
     ]
-    return sequence_of(str(content.get("patient") or path.parent.name), scans, found)
+    return replace(sequence_of(str(content.get("patient") or path.parent.name), scans, found), origin=origin)
+
+
+def _origin(rows: list[dict[str, Any]], path: Path) -> datetime | None:
+    """The first date, where all rows have one."""
+    if not all(row.get("date") for row in rows):
+        return None
+    return min(parse_date(str(row["date"]), path) for row in rows)
 
 
 def _rows(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -131,7 +140,7 @@ def _times(rows: list[dict[str, Any]], unit: str | None, path: Path) -> tuple[li
     """Times of the rows: days since the first date, or numbers in the unit that is given."""
     if all(row.get("date") for row in rows):
         dates = [parse_date(str(row["date"]), path) for row in rows]
-        days = [(date - min(dates)).total_seconds() / 86400 for date in dates]
+        days = [days_between(min(dates), date) for date in dates]
         if unit not in (None, "days"):
             raise DataError(
                 f"{path}: dates count in days, but the unit is {unit!r}",
@@ -144,6 +153,11 @@ def _times(rows: list[dict[str, Any]], unit: str | None, path: Path) -> tuple[li
         return [float(_cell(row, ("time",), path)) for row in rows], unit
     except ValueError as error:
         raise DataError(f"{path}: {error}", "Give numbers.", code="bad_table", file=str(path)) from None
+
+
+def days_between(first: datetime, second: datetime) -> float:
+    """Days from one date to another."""
+    return (second - first).total_seconds() / 86400
 
 
 def parse_date(text: str, path: Path | str = "") -> datetime:
@@ -204,7 +218,8 @@ def _bids(path: Path, unit: str | None) -> Sequence4D:
             "days" if table is not None and any("days" in row for row in known.values()) else None
         )
     times, found = _times(rows, unit, source)
-    return sequence_of(path.name, [Scan(str(f), t) for f, t in zip(files, times, strict=True)], found)
+    scans = [Scan(str(file), time) for file, time in zip(files, times, strict=True)]
+    return replace(sequence_of(path.name, scans, found), origin=_origin(rows, source))
 
 
 def _cine_folder(path: Path, unit: str | None) -> Sequence4D:

@@ -1,0 +1,238 @@
+"""One patient's forecast, in tiles, so that memory is bounded whatever the volume.
+
+A tile is forecast from the same tile of every context scan; tiles overlap and are blended as in the sliding window of
+segmentation. What is held is the context, the result, and one tile's flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedvox.errors import DataError
+from fedvox.forecasting.baselines import BASELINES, Baseline
+from fedvox.forecasting.config import SolverSection
+from fedvox.forecasting.flow import Forecaster
+from fedvox.forecasting.normalization import Normalization
+from fedvox.forecasting.release import ForecastInfo, Network, flow_of
+from fedvox.forecasting.sequence import Sequence4D
+from fedvox.forecasting.times import converted
+from fedvox.inference.windows import Size3, WindowGrid
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a volume is covered.
+
+    Attributes:
+        patch_size: (D, H, W); None takes the size of training.
+        overlap: share that neighbours have in common.
+    """
+
+    patch_size: Size3 | None = None
+    overlap: float = 0.5
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model, ready to forecast.
+
+    Attributes:
+        network: with its weights, on its device.
+        info: its description.
+        solver: how the flow is integrated.
+    """
+
+    network: Network
+    info: ForecastInfo
+    solver: SolverSection
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A patient's forecast.
+
+    Attributes:
+        volume: `(C, D, H, W)` float32, in the units of the scans.
+        spread: of the same shape, standard deviation over stochastic draws; None without draws.
+        time: that was asked for, in the sequence's unit.
+        method: what made it; "lci" where there was nothing else to do.
+        context: the scans that were used.
+        notes: what a reader should know: fallbacks, extrapolation.
+    """
+
+    volume: np.ndarray
+    spread: np.ndarray | None
+    time: float
+    method: str
+    context: Sequence4D
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The side-car: everything but the voxels."""
+        return {
+            "schema": "fedvox.forecast.result/1",
+            "patient": self.context.patient,
+            "time": self.time,
+            "unit": self.context.unit,
+            "method": self.method,
+            "context": [
+                {"file": self.context.file_of(i), "time": float(t)} for i, t in enumerate(self.context.times)
+            ],
+            "notes": list(self.notes),
+        }
+
+
+def forecast(
+    sequence: Sequence4D, time: float, model: Model | str, *, tiling: Tiling | None = None, draws: int = 0,
+    seed: int = 0, on_tile: Callable[[int, int], None] | None = None,
+) -> Forecast:  # fmt: skip
+    """Forecasts a patient at a time from the scans before it.
+
+    Args:
+        sequence: the patient, in the units of the scans.
+        time: in the sequence's unit.
+        model: a trained one, or the name of a baseline.
+        tiling: of the volume, for a trained model.
+        draws: of the stochastic flow, for an uncertainty map; 0 makes none.
+        seed: of the draws.
+        on_tile: told how many tiles are done, and how many there are.
+
+    Raises:
+        DataError: every scan is from after that time, or model and patient differ in channels or kind of time.
+    """
+    context = sequence.before(time)
+    context = context.take(np.flatnonzero(context.valid))
+    notes = list(_notes(sequence, context, time, model))
+    if len(context) == 1 or isinstance(model, str):
+        method = "lci" if len(context) == 1 else str(model)
+        return Forecast(
+            _baseline(context, time, BASELINES[method]), None, time, method, context, tuple(notes)
+        )
+    _check_channels(context, model.info)
+    normalization = Normalization.of(context.volumes)
+    volume, spread = _tiled(context, time, model, normalization, tiling or Tiling(), draws, seed, on_tile)
+    return Forecast(
+        normalization.undo(volume.numpy()),
+        None if spread is None else normalization.undo_spread(spread.numpy()),
+        time, str(model.info.flow["method"]), context, tuple(notes),
+    )  # fmt: skip
+
+
+def _notes(sequence: Sequence4D, context: Sequence4D, time: float, model: Model | str) -> list[str]:
+    notes = []
+    if len(context) == 1:
+        notes.append(
+            "one scan only: the forecast is that scan unchanged (last context image), for lack of anything to "
+            "tell change from"
+        )
+    later = int((sequence.valid & (sequence.times >= time)).sum())
+    if later:
+        notes.append(
+            f"{later} scan(s) from {time:g} {sequence.unit} on were not used: a forecast sees the past only"
+        )
+    if isinstance(model, Model):
+        horizon = converted(model.info.horizon, model.info.unit, sequence.unit)
+        if time > horizon:
+            notes.append(
+                f"{time:g} {sequence.unit} lies beyond {horizon:g}, the latest time in training: extrapolation"
+            )
+    return notes
+
+
+def _baseline(context: Sequence4D, time: float, baseline: Baseline) -> np.ndarray:
+    normalization = Normalization.of(context.volumes)
+    scans = torch.from_numpy(normalization.apply(context.volumes))[None]
+    times = torch.tensor(context.times[None], dtype=torch.float32)
+    found = baseline(scans, times, torch.ones(1, len(context), dtype=torch.bool), torch.tensor([time]))
+    if baseline is BASELINES["lci"]:
+        return np.asarray(context.volumes[-1], np.float32)  # to the last bit, not by way of the normalisation
+    return normalization.undo(found[0].numpy())
+
+
+def _check_channels(context: Sequence4D, info: ForecastInfo) -> None:
+    channels = context.volumes.shape[1]
+    if channels != info.channels:
+        raise DataError(
+            f"{context.patient} has scans of {channels} channels, the model takes {info.channels}",
+            "Use a model that was trained on such scans.",
+            code="channels_differ",
+        )
+
+
+def _tiled(
+    context: Sequence4D, time: float, model: Model, normalization: Normalization, tiling: Tiling, draws: int,
+    seed: int, on_tile: Callable[[int, int], None] | None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Forecast and spread `(C, D, H, W)` in normalised units."""
+    scans = torch.from_numpy(normalization.apply(context.volumes))
+    grid = WindowGrid.of(scans.shape[2:], patch_of(scans.shape[2:], model, tiling), tiling.overlap)
+    padded = _padded(scans, grid)
+    result = torch.zeros(scans.shape[1], *grid.padded_size)
+    spread = torch.zeros_like(result) if draws else None
+    step = _TileForecast(model, context, time, draws, seed)
+    done = 0
+    for layer in range(len(grid.starts[0])):
+        for box, weight in grid.boxes(layer):
+            mean, deviation = step(padded[(..., *box)])
+            result[(slice(None), *box)] += weight * mean
+            if spread is not None and deviation is not None:
+                spread[(slice(None), *box)] += weight * deviation
+            done += 1
+            if on_tile is not None:
+                on_tile(done, grid.num_windows)
+    inner = tuple(slice(b, b + n) for b, n in zip(grid.pad_before, grid.size, strict=True))
+    return result[(slice(None), *inner)], None if spread is None else spread[(slice(None), *inner)]
+
+
+class _TileForecast:
+    """Forecasts a tile `(T, C, d, h, w)`: mean and, with draws, spread."""
+
+    def __init__(self, model: Model, context: Sequence4D, time: float, draws: int, seed: int) -> None:
+        self.device = next(model.network.parameters()).device
+        self.forecaster = Forecaster(model.network, flow_of(model.info), model.solver)
+        unit = model.info.unit
+        times = [converted(float(t), context.unit, unit) for t in context.times]
+        self.times = torch.tensor([times], device=self.device, dtype=torch.float32)
+        self.valid = torch.ones_like(self.times, dtype=torch.bool)
+        self.target = torch.tensor([converted(time, context.unit, unit)], device=self.device)
+        self.draws, self.seed = draws, seed
+
+    def __call__(self, tile: Tensor) -> tuple[Tensor, Tensor | None]:
+        scans = tile[None].to(self.device)
+        mean = self.forecaster(scans, self.times, self.valid, self.target)[0].cpu()
+        if not self.draws:
+            return mean, None
+        drawn = self.forecaster.draws(
+            scans, self.times, self.valid, self.target, count=self.draws, seed=self.seed
+        )
+        return mean, drawn[:, 0].std(dim=0).cpu()
+
+
+def patch_of(size: Sequence[int], model: Model, tiling: Tiling) -> Size3:
+    """The tile's size: as asked for or as in training, no larger than the volume needs, and one the network takes."""
+    wanted = tiling.patch_size or model.info.size
+    edges = []
+    for have, want, divisor in zip(size, wanted, model.network.divisor, strict=True):
+        edges.append(-(-min(have, want) // divisor) * divisor)
+    depth, height, width = edges
+    return depth, height, width
+
+
+def _padded(scans: Tensor, grid: WindowGrid) -> Tensor:
+    """`(T, C, D, H, W)` with the edge voxels repeated where an axis lacks to a tile."""
+    pads: list[int] = []
+    for have, want, before in reversed(list(zip(grid.size, grid.padded_size, grid.pad_before, strict=True))):
+        pads += [before, want - have - before]
+    return torch.nn.functional.pad(scans, pads, mode="replicate") if any(pads) else scans
+
+
+def with_solver(model: Model, **changes: Any) -> Model:
+    """The model with another solver; None leaves a field as it is."""
+    given = {name: value for name, value in changes.items() if value is not None}
+    return replace(model, solver=model.solver.model_copy(update=given))

@@ -1,0 +1,170 @@
+"""Sequences from every layout, and what is refused, by name."""
+
+import numpy as np
+import pytest
+
+from fedvox.errors import ConfigError, DataError
+from fedvox.forecasting.loaders import list_patients, load_sequence
+from fedvox.forecasting.loaders.cohort import fitted, prepared
+from fedvox.forecasting.normalization import Normalization
+from fedvox.forecasting.protocol import patient_folds, plan_forecasts, read_plan, write_plan
+from fedvox.forecasting.sequence import Sequence4D
+from fedvox.forecasting.times import asked_time, converted
+from fedvox.storage import locate
+
+
+@pytest.mark.parametrize("table", ["csv", "json"])
+def test_scans_with_dates_come_in_order_of_time_whatever_order_they_are_listed_in(patient, table):
+    found = load_sequence(patient(days=(90, 0, 30), table=table))
+    assert found.times.tolist() == [0, 30, 90]
+    assert found.unit == "days"
+    steps = found.volumes.mean(axis=(1, 2, 3, 4))
+    assert np.allclose(np.diff(steps), [30, 60], atol=1e-3)
+    assert found.volumes.shape == (3, 1, 12, 10, 8)
+    assert found.spacing_mm == (4.0, 3.0, 2.0)
+
+
+def test_times_may_be_numbers_with_a_unit_and_regions_come_along(patient, save_nifti):
+    folder = patient(date=[None] * 3, time=[0, 1.5, 4], unit=["weeks"] * 3, roi=["roi.nii.gz"] * 3)
+    roi = np.zeros((8, 10, 12))
+    roi[:4] = 1
+    save_nifti(folder / "roi.nii.gz", roi)
+    found = load_sequence(folder)
+    assert found.times.tolist() == [0, 1.5, 4]
+    assert found.roi.mean() == 0.5
+
+
+def test_a_cine_file_is_a_sequence_of_its_frames(tmp_path, save_nifti):
+    frames = np.arange(5.0)[None, None, None, :] + np.zeros((6, 5, 4, 1))
+    file = save_nifti(tmp_path / "x_4d.nii.gz", frames, seconds=0.04)
+    assert np.allclose(load_sequence(file).times, 0.04 * np.arange(5))
+    gated = load_sequence(file, unit="cycle")
+    assert gated.times.tolist() == [0, 0.2, 0.4, 0.6000000000000001, 0.8]
+    assert gated.volumes[:, 0, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    milliseconds = save_nifti(tmp_path / "ms_4d.nii.gz", frames, seconds=40.0, unit="msec")
+    assert np.allclose(load_sequence(milliseconds).times, 0.04 * np.arange(5))
+
+
+def test_sessions_of_bids_take_their_times_from_the_sessions_table(tmp_path, save_nifti):
+    folder = tmp_path / "sub-01"
+    for session in ("ses-a", "ses-b"):
+        save_nifti(folder / session / "anat" / f"sub-01_{session}_T1w.nii.gz", np.ones((4, 4, 4)))
+    table = folder / "sub-01_sessions.tsv"
+    table.write_text("session_id\tacq_time\nses-b\t2024-03-01T10:00:00\nses-a\t2024-02-01T10:00:00\n")
+    found = load_sequence(folder)
+    assert found.times.tolist() == [0, 29]
+    assert [file.rsplit("ses-", 1)[1][0] for file in found.files] == ["a", "b"]
+
+
+def test_the_public_sets_are_read_in_their_own_layouts(tmp_path, save_nifti):
+    cine = np.random.default_rng(0).random((6, 6, 4, 8))
+    save_nifti(tmp_path / "acdc" / "patient001" / "patient001_4d.nii.gz", cine, unit="unknown")
+    heart = np.zeros((6, 6, 4))
+    heart[2:4] = 3
+    save_nifti(tmp_path / "acdc" / "patient001" / "patient001_frame01_gt.nii.gz", heart)
+    acdc = load_sequence(list_patients(tmp_path / "acdc")[0])
+    assert (acdc.unit, len(acdc), acdc.roi.shape) == ("cycle", 8, (8, 4, 6, 6))
+
+    save_nifti(tmp_path / "isles" / "sub-1" / "ses-0001" / "sub-1_ctp.nii.gz", cine, seconds=1.0)
+    isles = load_sequence(list_patients(tmp_path / "isles", "isles")[0])
+    assert (isles.unit, isles.times.tolist()) == ("seconds", list(range(8)))
+
+    for week in ("week-000-1", "week-000-2", "week-012"):
+        save_nifti(tmp_path / "lumiere" / "Patient-001" / week / "CT1.nii.gz", cine[..., 0])
+        save_nifti(tmp_path / "lumiere" / "Patient-001" / week / "seg_mask.nii.gz", heart)
+    lumiere = load_sequence(list_patients(tmp_path / "lumiere")[0])
+    assert (lumiere.unit, lumiere.times.tolist()) == ("weeks", [0.0, 0.1, 12.0])
+    assert lumiere.roi.any()
+
+
+def refused(code, call):
+    with pytest.raises(DataError) as caught:
+        call()
+    assert caught.value.code == code
+    assert caught.value.remedy
+    return caught.value.message
+
+
+def test_what_cannot_be_a_sequence_is_refused_by_name(patient, save_nifti, tmp_path):
+    twice = patient(days=(0, 30, 30), name="twice")
+    assert "scan1.nii.gz and" in refused("times_duplicate", lambda: load_sequence(twice))
+    no_unit = patient(name="unitless", date=[None] * 3, time=[0, 1, 2])
+    assert "have no unit" in refused("unit_missing", lambda: load_sequence(no_unit))
+    odd_unit = patient(name="odd", date=[None] * 3, time=[0, 1, 2], unit=["fortnights"] * 3)
+    assert "fortnights" in refused("unit_missing", lambda: load_sequence(odd_unit))
+
+    other = patient(name="other")
+    save_nifti(other / "scan1.nii.gz", np.ones((8, 10, 13)))
+    assert "scan1.nii.gz has" in refused("grids_differ", lambda: load_sequence(other))
+    moved = patient(name="moved")
+    affine = np.diag([2.0, 3.0, 4.0, 1.0])
+    affine[0, 3] = 25
+    save_nifti(moved / "scan2.nii.gz", np.ones((8, 10, 12)), affine=affine)
+    assert "mm apart" in refused("grids_differ", lambda: load_sequence(moved))
+
+    broken = patient(name="broken")
+    volume = np.ones((8, 10, 12))
+    volume[3, 3, 3] = np.nan
+    save_nifti(broken / "scan1.nii.gz", volume)
+    assert "scan1.nii.gz holds NaN" in refused("not_finite", lambda: load_sequence(broken))
+
+    gone = patient(name="gone")
+    (gone / "scan1.nii.gz").unlink()
+    assert "scan1.nii.gz" in refused("missing_file", lambda: load_sequence(gone))
+    bad = patient(name="bad")
+    (bad / "times.csv").write_text("file,date\nscan0.nii.gz,yesterday\n")
+    assert "yesterday" in refused("bad_table", lambda: load_sequence(bad))
+    single = save_nifti(tmp_path / "one_4d.nii.gz", np.ones((4, 4, 4)))
+    refused("not_4d", lambda: load_sequence(single))
+    timeless = save_nifti(tmp_path / "timeless_4d.nii.gz", np.ones((4, 4, 4, 3)), unit="unknown")
+    refused("unit_missing", lambda: load_sequence(timeless))
+    (tmp_path / "empty").mkdir()
+    refused("no_sequence", lambda: load_sequence(tmp_path / "empty"))
+
+
+def test_a_sequence_that_is_put_together_by_hand_keeps_the_contract():
+    volumes = np.zeros((2, 1, 4, 4, 4), np.float32)
+    there = np.ones(2, bool)
+    refused("times_unordered", lambda: Sequence4D("p", volumes, np.array([3.0, 1.0]), "days", there))
+    refused("unit_missing", lambda: Sequence4D("p", volumes, np.array([1.0, 3.0]), "", there))
+    found = Sequence4D("p", volumes, np.array([1.0, 3.0]), "days", there)
+    assert "none from before 0.5" in refused("future_only", lambda: found.before(0.5))
+
+
+def test_times_convert_between_units_of_length_only(patient):
+    assert converted(2, "weeks", "days") == 14
+    assert converted(12, "months", "years") == pytest.approx(1)
+    refused("units_differ", lambda: converted(1, "cycle", "days"))
+    sequence = load_sequence(patient())
+    assert asked_time("2024-02-05", None, sequence) == 31
+    assert asked_time("2", "weeks", sequence) == 14
+    with pytest.raises(ConfigError, match="no date"):
+        asked_time("soon", None, sequence)
+
+
+def test_normalisation_is_undone_exactly_enough():
+    volumes = np.random.default_rng(0).normal(1000, 300, (3, 2, 4, 5, 6)).astype(np.float32)
+    found = Normalization.of(volumes)
+    normal = found.apply(volumes)
+    assert np.allclose(found.undo(normal), volumes, rtol=1e-5)
+    assert 0.9 < np.percentile(normal, 99) < 1.05
+
+
+def test_volumes_are_cropped_and_padded_around_their_centre():
+    volume = np.arange(6.0).reshape(1, 1, 6)
+    assert fitted(volume, (1, 1, 4)).tolist() == [[[1, 2, 3, 4]]]
+    assert fitted(volume, (1, 1, 8)).tolist() == [[[0, 0, 1, 2, 3, 4, 5, 0]]]
+
+
+def test_folds_keep_patients_together_and_plans_do_not_depend_on_the_order(patient, tmp_path):
+    names = [f"p{n}" for n in range(11)]
+    folds = patient_folds([*names, *names], 3)
+    assert sorted(sum(folds, ())) == sorted(names)
+    assert max(map(len, folds)) - min(map(len, folds)) <= 1
+    assert patient_folds(names[::-1], 3) == folds
+    sequences = [prepared(load_sequence(patient(name=name)), None) for name in ("a", "b")]
+    planned = plan_forecasts(sequences, seed=1)
+    assert {p.patient: p for p in plan_forecasts(sequences[::-1], seed=1)} == {p.patient: p for p in planned}
+    assert all(max(p.context) < p.target for p in planned)
+    write_plan(planned, locate(str(tmp_path / "plan.json")))
+    assert read_plan(locate(str(tmp_path / "plan.json"))) == planned

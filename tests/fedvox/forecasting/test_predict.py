@@ -1,0 +1,130 @@
+"""Forecasts of patients on disk: what lands in the folder, memory by tiles, fallbacks, the command."""
+
+import json
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedvox.errors import ConfigError, DataError
+from fedvox.forecasting.config import SolverSection
+from fedvox.forecasting.loaders import load_sequence
+from fedvox.forecasting.predict import Model, Tiling, forecast
+from fedvox.forecasting.release import load_release
+
+
+def fresh_model(trained, unit="days", aggregate="last"):
+    """The trained model without its training: exactly no change, whatever the tiles."""
+    from dataclasses import replace
+
+    from fedvox.forecasting.config import NetworkSection
+    from fedvox.forecasting.release import build_network, flow_of
+
+    _, info = load_release(str(trained))
+    network = build_network(flow_of(info), NetworkSection(widths=(8, 16), embedding=8), 1).eval()
+    return Model(network, replace(info, unit=unit, horizon=60.0), SolverSection(aggregate=aggregate))
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.5])
+def test_tiles_join_without_a_seam_and_odd_sizes_come_back(trained, patient, overlap):
+    sequence = load_sequence(patient(shape=(11, 10, 13)))
+    found = forecast(sequence, 120.0, fresh_model(trained), tiling=Tiling((8, 8, 8), overlap))
+    assert found.volume.shape == (1, 13, 10, 11)
+    assert np.allclose(found.volume, sequence.volumes[-1], atol=1e-3)
+    assert any("beyond 60" in note for note in found.notes)
+
+
+def test_one_scan_only_falls_back_to_that_scan_and_says_so(trained, patient):
+    sequence = load_sequence(patient(days=(0,)))
+    found = forecast(sequence, 10.0, fresh_model(trained))
+    assert np.array_equal(found.volume, sequence.volumes[0])
+    assert found.method == "lci"
+    assert "one scan only" in found.notes[0]
+
+
+def test_scans_of_the_future_are_not_looked_at(trained, patient):
+    sequence = load_sequence(patient())
+    found = forecast(sequence, 60.0, "lci")
+    assert np.array_equal(found.volume, sequence.volumes[1])
+    assert "1 scan(s) from 60 days on were not used" in found.notes[0]
+    with pytest.raises(DataError, match="none from before"):
+        forecast(sequence, -1.0, "lci")
+
+
+def test_linear_extrapolation_is_in_the_units_of_the_scans(patient):
+    sequence = load_sequence(patient(days=(0, 1, 2)))
+    found = forecast(sequence, 3.0, "linear")
+    inside = (sequence.volumes[0] > 10) & (sequence.volumes[0] < 90)
+    assert np.allclose(found.volume[inside], sequence.volumes[2][inside] + 1, atol=0.05)
+
+
+def test_a_model_for_another_kind_of_time_is_refused(trained, patient):
+    with pytest.raises(DataError, match="cannot be given"):
+        forecast(load_sequence(patient()), 100.0, fresh_model(trained, unit="cycle"))
+
+
+def run(*arguments):
+    command = [sys.executable, "-c", "from fedvox.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_command_writes_every_result_on_the_grid_of_the_scans(trained, save_nifti, tmp_path):
+    rng = np.random.default_rng(0)
+    frames = rng.random((8, 10, 12, 5)) * 200
+    turned = np.array([[-2.0, 0, 0, 5], [0, 3, 0, -7], [0, 0, 4, 1], [0, 0, 0, 1]])
+    file = save_nifti(tmp_path / "heart_4d.nii.gz", frames, affine=turned)
+    done = run("forecast", "-i", file, "--unit", "cycle", "--time", "0.9", "-m", trained, "-o", tmp_path / "out",
+               "--uncertainty", "2", "--json")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["schema"] == "fedvox.forecast.result/1"
+    assert len(told["context"]) == 5
+    image = nib.load(tmp_path / "out" / "forecast.nii.gz")
+    assert image.shape == (8, 10, 12)
+    assert np.allclose(image.affine, turned)
+    assert np.abs(image.get_fdata() - frames[..., -1]).mean() < 80
+    assert nib.load(tmp_path / "out" / "uncertainty.nii.gz").get_fdata().min() >= 0
+    with Image.open(tmp_path / "out" / "forecast.gif") as gif:
+        assert gif.n_frames == 6
+    assert (tmp_path / "out" / "difference.png").stat().st_size > 5000
+    side_car = json.loads((tmp_path / "out" / "forecast.json").read_text())
+    assert side_car["model"]["sha256"]
+
+
+def test_the_command_tells_wrong_input_in_one_line(patient, tmp_path):
+    done = run(
+        "forecast", "-i", patient(days=(0, 30, 30)), "--time", "90", "--baseline", "lci", "-o", tmp_path
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "same time" in done.stderr
+
+
+def test_help_imports_neither_torch_nor_ray():
+    code = "import sys; from fedvox.commands.forecast import forecast; print({'torch', 'ray'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_a_cohort_is_scored_by_a_plan_that_stays(patient, tmp_path):
+    from fedvox.forecasting.evaluate import evaluate_cohort, table
+
+    for name in ("a", "b", "c"):
+        patient(name=name, days=(0, 20, 45))
+    first = evaluate_cohort(tmp_path / "cohort", "linear", tmp_path / "scores")
+    assert first["methods"]["lci"]["mse_relative_to_lci"]["value"] == pytest.approx(1.0)
+    plan = (tmp_path / "scores" / "plan.json").read_text()
+    again = evaluate_cohort(tmp_path / "cohort", "linear", tmp_path / "scores", seed=9)
+    assert (tmp_path / "scores" / "plan.json").read_text() == plan
+    assert again == first
+    assert "MSE relative to LCI" in table(first)
+
+
+def test_training_options_without_data_are_refused():
+    from fedvox.commands.forecast import forecast as command
+
+    with pytest.raises(ConfigError):
+        command()

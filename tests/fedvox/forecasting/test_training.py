@@ -1,0 +1,102 @@
+"""Training through the loop that all trainings share: resume, refusal, data from files."""
+
+import json
+
+import pytest
+import torch
+
+from fedvox.config import validate
+from fedvox.errors import CheckpointError, ConfigError, DataError, Preempted
+from fedvox.forecasting import training
+from fedvox.forecasting.config import ForecastConfig
+from fedvox.forecasting.release import load_release
+from fedvox.training import ray_shell
+from fedvox.training.run_directory import RunDirectory
+from fedvox.training.world import World
+
+
+def config_of(values):
+    return validate(ForecastConfig, values, source="test")
+
+
+def losses(config):
+    return [line["loss"] for line in RunDirectory.of(config).metrics() if line["kind"] == "train"]
+
+
+def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(tmp_path, tiny_config):
+    whole = config_of(tiny_config(tmp_path, "whole"))
+    training.train(whole, World())
+
+    class Stop:
+        steps = 0
+
+        def should_stop(self, _asked):
+            self.steps += 1
+            return self.steps == 2
+
+    parts = config_of(tiny_config(tmp_path, "parts"))
+    with pytest.raises(Preempted):
+        training.train(parts, World(), watch=Stop())
+    result = training.train(parts, World())
+    assert result.step == 4
+    assert losses(parts) == losses(whole)
+    first, second = (load_release(str(tmp_path / name))[0].state_dict() for name in ("whole", "parts"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_refuses_to_go_on_with_other_data_or_another_flow(tmp_path, tiny_config):
+    config = config_of(tiny_config(tmp_path, "run"))
+    ray_shell.run(config, training)
+    with pytest.raises(ConfigError, match="began with other settings"):
+        ray_shell.run(config_of(tiny_config(tmp_path, "run", flow={"slots": 3})), training)
+    outcome = ray_shell.run(config, training)
+    assert outcome["step"] == 4
+    assert (tmp_path / "run" / "figures" / "curves.png").is_file()
+    RunDirectory.of(config).child("config.resolved.yaml").local_path.unlink()
+    with pytest.raises(CheckpointError, match="another architecture"):
+        ray_shell.run(config_of(tiny_config(tmp_path, "run", flow={"slots": 3})), training)
+
+
+def test_patients_on_disk_are_learnt_from_and_the_held_out_fold_judges(tmp_path, patient, tiny_config):
+    for name in ("p1", "p2", "p3", "p4"):
+        patient(name=name)
+    patient(name="single", days=(0,))
+    data = {"folder": str(tmp_path / "cohort"), "size": [8, 8, 8], "folds": 4}
+    config = config_of(tiny_config(tmp_path, "files", data=data, flow={"slots": 2}))
+    outcome = ray_shell.run(config, training)
+    assert outcome["relative_mse"] > 0
+    info = json.loads((tmp_path / "files" / "final" / "model.json").read_text())
+    assert (info["unit"], info["horizon"], info["size"]) == ("days", 90.0, [8, 8, 8])
+    odd = config_of(tiny_config(tmp_path, "odd", data=data | {"size": [8, 8, 6]}))
+    with pytest.raises(ConfigError, match="not divisible"):
+        ray_shell.run(odd, training)
+    patient(name="larger", shape=(9, 10, 12))
+    mixed = config_of(tiny_config(tmp_path, "mixed", data={"folder": data["folder"]}))
+    with pytest.raises(DataError, match=r"data\.size"):
+        ray_shell.run(mixed, training)
+
+
+def test_a_pretrained_backbone_keeps_its_encoder_and_starts_at_no_change(tmp_path, tiny_config):
+    from fedvox.models.registry import build_model
+    from fedvox.storage import locate
+    from fedvox.training.release import ModelInfo, write_release
+
+    backbone = build_model("resenc-unet-tiny", in_channels=1, classes=2, deep_supervision=False)
+    info = ModelInfo("resenc-unet-tiny", {"deep_supervision": False}, ("background", "x"), ("T1",), (16, 16, 16),
+                     None, "zscore", None)  # fmt: skip
+    write_release(backbone, info, locate(str(tmp_path / "weights")))
+    network = {"backbone": "resenc-unet-tiny", "init_from": str(tmp_path / "weights")}
+    config = config_of(tiny_config(tmp_path, "b", network=network, data={"simulated": {"size": 16}}))
+    net = training.new_network(config, training.open_source(config))
+    before = backbone.state_dict()
+    same = [
+        n for n, value in net.body.backbone.state_dict().items() if n in before and n.startswith("encoder")
+    ]
+    assert len(same) > 10
+    assert all(torch.equal(net.body.backbone.state_dict()[n], before[n]) for n in same)
+    assert all(not p.any() for p in net.body.backbone.heads[0].parameters())
+
+
+def test_a_recurrent_model_has_no_flow(tmp_path, tiny_config):
+    with pytest.raises(ConfigError, match="regression"):
+        config_of(tiny_config(tmp_path, "x", flow={"method": "convlstm"}))
