@@ -145,6 +145,16 @@ def federation(study):
     processes.stop()
 
 
+def guarded(federation, study, name, private):
+    """A SuperNode that opens nothing but what its clinic approved."""
+    (own,) = free_ports(1)
+    return federation.processes.start(
+        f"guarded-{name}", sys.executable, "-m", "fedvox_federation", "supernode", "--clinic", own_file(study, name),
+        "--superlink", f"127.0.0.1:{federation.port}", "--port", own,
+        "--root-certificates", study.folder / "tls" / "ca.pem", "--auth-supernode-private-key", private,
+    )  # fmt: skip
+
+
 def own_file(study, name):
     values = {
         "name": name, "store": str(study.folder / name / "store"), "folder": str(study.folder / name / "own"),
@@ -157,11 +167,11 @@ def own_file(study, name):
 
 def test_two_clinics_train_over_tls_under_code_that_they_approved(study, federation):
     for name in ("nord", "sued"):
-        clinic = own_file(study, name)
         approve(study.folder / name / "own" / "approved-bundles.json", study.app, by="test")
-        private = study.folder / name / "node"
-        federation.register(make_node_key(private))
-        federation.supernode(name, private, "--node-config", f'clinic="{clinic}"')
+        federation.register(make_node_key(study.folder / name / "node"))
+    guarded(federation, study, "nord", study.folder / "nord" / "node")
+    plain = f'clinic="{own_file(study, "sued")}"'
+    federation.supernode("sued", study.folder / "sued" / "node", "--node-config", plain)
     begun = federation.processes.run(
         BIN / "flwr", "run", study.app, "test", "--run-config", 'config="jobs/configs/loopback.yaml"'
     )
@@ -182,6 +192,25 @@ def test_two_clinics_train_over_tls_under_code_that_they_approved(study, federat
         verify(ledger)
         (booked,) = PrivacyLedger(ledger).account().reservations.values()
         assert booked.update_sha256 == row["update_sha256"]
+
+
+def test_a_guarded_supernode_opens_no_other_code(study, federation):
+    """One comment more is another version; a SuperNode without the guard refuses it too, once it is unpacked."""
+    changed = study.folder / "changed"
+    shutil.copytree(study.app, changed)
+    with (changed / "federation" / "flower_entry.py").open("a") as entry:
+        entry.write("# one line more\n")
+    federation.processes.run(BIN / "flwr", "run", changed, "test", "--run-config",
+                             'config="jobs/configs/loopback.yaml" set="name=changed server.deadline_s=60"')  # fmt: skip
+    log = study.folder / "guarded-nord.log"
+    wait_for(lambda: "refused before it was opened" in log.read_text(), "the guard")
+    status = study.folder / "runs" / "changed" / "status.json"
+    wait_for(
+        lambda: status.is_file() and json.loads(status.read_text())["phase"] == "stopped", "the run's end"
+    )
+    told = json.loads(status.read_text())["error"]
+    assert "declined (bundle-not-approved)" in told
+    assert "failed (flower-7)" in told  # Flower's code for an app that could not be verified
 
 
 def test_a_supernode_with_an_unregistered_key_is_refused(study, federation):
