@@ -32,8 +32,9 @@ def status(
             "Name the folder that the server's log printed.",
         )
     last = journal.rounds[-1] if journal.rounds else None
+    now = f"{found['phase']} (round {found['round']})" if "round" in found else found["phase"]
     lines = [
-        f"{found['name']}: {found['phase']}, {found.get('rounds_done', 0)} of {found['rounds']} rounds done, "
+        f"{found['name']}: {now}, {found.get('rounds_done', 0)} of {found['rounds']} rounds done, "
         f"{time.time() - found['updated']:.0f} s ago"
     ]
     lines += [f"{found['error']}\n  -> {found['remedy']}"] if "error" in found else []

@@ -33,6 +33,16 @@ def hang(*_args, **_kwargs):
     time.sleep(600)
 
 
+def dawdle(whole):
+    """Train, but not before the round's deadline."""
+
+    def train(*args, **kwargs):
+        time.sleep(float(CONFIG["server"]["deadline_s"]) + 10)
+        return whole(*args, **kwargs)
+
+    return train
+
+
 def spoiled(reply, fault, folder):
     """What a clinic sends instead of its update."""
     from fedvox_federation.protocol import arrays_sha256
@@ -80,8 +90,8 @@ def train(message: Message, context: Context) -> Message:
     if fault == "raise":
         raise OSError("/data/patients/Meyer_Anna.nii.gz: permission denied")
     whole = PrivateTrainer.train
-    if fault in ("kill", "hang"):
-        PrivateTrainer.train = {"kill": kill_this_process, "hang": hang}[fault]
+    if fault in ("kill", "hang", "dawdle"):
+        PrivateTrainer.train = {"kill": kill_this_process, "hang": hang, "dawdle": dawdle(whole)}[fault]
     reply = take_part(arrays, order, simulated_clinic(config, number))
     PrivateTrainer.train = whole
     (folder / f"sent-{reply.clinic}-{order.round_number}").write_bytes(pickle.dumps(reply))

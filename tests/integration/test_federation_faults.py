@@ -266,3 +266,16 @@ def test_a_run_with_fewer_supernodes_than_a_round_needs_says_so_and_ends(materia
     run = Run(tmp_path, material, 2, {}, server=server).start().finish(expect=1)
     assert "round 1 needs 3 clinics; 2 are connected, after 4 s" in run.output()
     assert json.loads((run.directory / "status.json").read_text())["phase"] == "stopped"
+
+
+@pytest.mark.slow
+def test_a_round_ends_at_its_deadline_without_the_clinic_that_is_late(material, tmp_path):
+    run = (
+        Run(tmp_path, material, 3, {"3/2": "dawdle"}, rounds=2, server={"deadline_s": 60.0}).start().finish()
+    )
+    assert run.verdicts(2)["03"] == ("late", "")
+    assert [line["outcome"] for line in run.journal.rounds] == ["aggregated"] * 2
+    assert 60 <= run.journal.rounds[1]["seconds"] < 75
+    # It was trained and booked all the same, since the clinic cannot know.
+    booked = PrivacyLedger(run.ledgers()["hospital_03"]).account().reservations.values()
+    assert [one.round_number for one in booked] == [1, 2]

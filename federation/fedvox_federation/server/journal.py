@@ -28,8 +28,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedvox import storage
-from fedvox.config import to_yaml
-from fedvox.errors import ConfigError, StorageError
+from fedvox.config import parse_scalar, to_yaml, validate
+from fedvox.errors import ConfigError, DataError, StorageError
 from fedvox.storage import Location
 from fedvox.training.run_directory import RunDirectory, environment, without_nan
 from fedvox_federation.config import FederationConfig
@@ -164,7 +164,14 @@ class Journal:
         location = self.run.child(name)
         if not storage.exists(location):
             return []
-        return [json.loads(line) for line in storage.read_bytes(location).splitlines()]
+        try:
+            return [json.loads(line) for line in storage.read_bytes(location).splitlines()]
+        except ValueError as error:
+            raise DataError(
+                f"{location.uri}: is damaged ({error})",
+                "Move this file away; the run goes on without the lines of earlier rounds.",
+                file=location.uri,
+            ) from error
 
 
 def spent_by(rows: Iterable[Mapping[str, Any]], replies: Iterable[Checked] = ()) -> dict[str, float]:
@@ -204,9 +211,8 @@ def mean_by_weight(replies: Iterable[Checked], weights: Mapping[str, float], nam
 
 
 def _check_same(resolved: Location, config: FederationConfig) -> None:
-    import yaml  # only here
-
-    before = FederationConfig.model_validate(yaml.safe_load(storage.read_bytes(resolved)))
+    values = parse_scalar(storage.read_bytes(resolved).decode())
+    before = validate(FederationConfig, values, source=resolved.uri)
     if before.sha256 != config.sha256:
         now, then = config.model_dump(mode="json"), before.model_dump(mode="json")
         different = [

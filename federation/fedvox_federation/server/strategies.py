@@ -5,8 +5,8 @@
     arrays = aggregator.aggregate(3, arrays, {"Nord": update, "Süd": update})
 
 Around them: weights by size, score or inverse noise variance; the accepted updates in the order of the clinics'
-names, so that a repeated round gives the same bits; the global model's own number types (FedAdam and its kin
-would turn float32 into float64); distances of Krum and Bulyan between *updates*, not between parameters, where
+names, so that a repeated round gives the same bits; the global model's own number types (FedAdam would
+turn float32 into float64); distances of Krum and Bulyan between *updates*, not between parameters, where
 float32 loses them; the numbers below which Krum and Bulyan prove nothing; and the state that a resumed
 federation needs.
 """

@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 
-from fedvox.errors import CheckpointError, ConfigError, RunError
+from fedvox.errors import CheckpointError, ConfigError, DataError, RunError
 from fedvox.storage import locate
 from fedvox_federation.protocol import Refusal, encode_reply
 from fedvox_federation.server.checks import Remembered
@@ -338,6 +338,16 @@ def test_a_run_is_not_resumed_with_other_settings(fed, start_run):
     with pytest.raises(ConfigError, match="began with other settings: rounds"):
         start_run(everybody(fed, 2), fed.config(rounds=5))
     start_run(everybody(fed, 2), fed.config(rounds=2, server={"deadline_s": 9.0}))  # the server's own affair
+
+
+def test_a_damaged_table_is_named_and_does_not_keep_the_run_from_going_on(fed, start_run, tmp_path):
+    start_run(everybody(fed, 2), fed.config(rounds=2)).run()
+    table = tmp_path / "run" / "clinics.jsonl"
+    table.write_text(table.read_text()[:-20])
+    with pytest.raises(DataError, match=r"clinics\.jsonl: is damaged"):
+        Journal(locate(tmp_path / "run"))
+    table.rename(tmp_path / "away.jsonl")
+    start_run(everybody(fed, 2), fed.config(rounds=2)).run()
 
 
 def test_a_torn_state_is_not_taken_and_the_one_before_is(tmp_path):
