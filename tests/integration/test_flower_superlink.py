@@ -28,7 +28,7 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 STRUCTURES = ("background", "ball", "box")
-WAIT_S = 120
+WAIT_S = 240
 
 
 class Processes:

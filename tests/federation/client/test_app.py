@@ -145,3 +145,14 @@ def test_the_bundles_packages_win_over_installed_ones(copied):
     late = "import fedvox_federation\n" + code
     done = subprocess.run([sys.executable, "-c", late], cwd=copied, capture_output=True, text=True)
     assert "was imported from" in done.stderr
+
+
+def test_a_simulation_runs_the_version_in_the_apps_folder_and_not_the_installed_one(copied, write_config):
+    told = copied / "federation" / "fedvox_federation" / "cli_simulation.py"
+    told.write_text(told.read_text().replace(" rounds of ", " turns of "))
+    command = [sys.executable, "-m", "fedvox_federation.cli_simulation", "--app", str(copied)]
+    done = subprocess.run(
+        [*command, "--config", str(write_config()), "--dry-run"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 turns of 2 steps" in done.stdout

@@ -258,3 +258,20 @@ def test_patches_differ_from_visit_to_visit_and_from_round_to_round(open_hospita
     assert not torch.equal(a, b)
     assert torch.equal(a, second()[0])
     assert not torch.equal(a, later()[0])
+
+
+@pytest.mark.parametrize("mode", ["loop", "hooks"])
+@pytest.mark.parametrize("scope", ["full", "decoder", "norm+head", "lora"])
+def test_every_scope_trains_what_it_sends_in_both_modes(open_hospital, scope, mode):
+    training = {"scope": scope, "mode": mode, "lora_rank": 1, "patches_at_once": 4}
+    site = open_hospital(training=training)
+    frozen = {
+        name: value.clone()
+        for name, value in site.clinic.task.model.network.state_dict().items()
+        if name not in site.clinic.task.model.shared
+    }
+    reply = take_part(site.arrays, site.order, site.clinic)
+    assert reply.refusal is None
+    assert all((reply.arrays[name] != site.arrays[name]).any() for name in site.arrays)
+    after = site.clinic.task.model.network.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in frozen.items())
