@@ -47,23 +47,37 @@ def slots_of(flow: FlowSection, scans: Tensor, times: Tensor, valid: Tensor) -> 
     return fill(scans, times, valid, flow.slots)
 
 
-def path_point(flow: FlowSection, examples: Examples, generator: torch.Generator) -> PathPoint:
+def path_point(
+    flow: FlowSection,
+    examples: Examples,
+    generator: torch.Generator,
+    *,
+    rank: int = 0,
+    workers: int = 1,
+    total: int | None = None,
+) -> PathPoint:
     """Draws flow times and noise for a batch, a time and an image of noise per patient.
 
     Args:
         flow: objective and sigma.
         examples: B patients.
         generator: on the CPU, so that the draw is the same on every device.
+        rank: of the worker whose share of a global batch this is.
+        workers: that share it.
+        total: patients of the global batch, for whom the draw is made: it does not depend on the number of workers.
     """
     slots = slots_of(flow, examples.scans, examples.times, examples.valid)
     source, target = slots.images, examples.target[:, None]
     device = source.device
     if flow.objective == "regression":
         return PathPoint(slots, source, target - source, torch.zeros(len(source), device=device))
-    t = torch.rand(len(source), generator=generator).to(device)
+    everyone = len(source) if total is None else total
+    mine = slice(rank, None, workers)
+    t = torch.rand(everyone, generator=generator)[mine].to(device)
     state = interpolate(source, target, t)
     if flow.sigma > 0:
-        state = state + flow.sigma * torch.randn(source.shape, generator=generator).to(device)
+        noise = torch.randn(everyone, *source.shape[1:], generator=generator)[mine]
+        state = state + flow.sigma * noise.to(device)
     return PathPoint(slots, state, target - source, t)
 
 

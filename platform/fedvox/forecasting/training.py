@@ -47,6 +47,7 @@ from fedvox.training.world import World
 
 log = logging.getLogger(__name__)
 
+_SEED_MASK = 2**63 - 1
 _SCALE_EXAMPLES = 64
 """From which the scale of velocities is measured before the first step."""
 
@@ -298,16 +299,18 @@ class _Forecasting(TrainingLoop[ForecastSession, ForecastResult]):
 
     def _loss(self, examples: Examples, generator: torch.Generator) -> Tensor:
         session = self.session
-        point = path_point(session.config.flow, examples, generator)
+        world, total = session.world, session.config.global_batch_size
+        point = path_point(
+            session.config.flow, examples, generator, rank=world.rank, workers=world.size, total=total
+        )
         slots = point.slots
         predicted = session.model(point.state, slots.images, slots.times, examples.target_time, point.t)
         scale = cast(Tensor, session.network.velocity_scale)
         return flow_loss(session.config.flow, predicted, point, examples, scale)
 
     def _draw_seed(self) -> int:
-        return (
-            self.session.config.seed * 1_000_003 + self.session.progress.step
-        ) * 4099 + self.session.world.rank
+        """Of the step, the same on all workers."""
+        return (self.session.config.seed * 1_000_003 + self.session.progress.step) * 4099 & _SEED_MASK
 
     def validates_at_start(self) -> bool:
         return self.session.config.validation.at_start

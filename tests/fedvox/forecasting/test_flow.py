@@ -114,6 +114,18 @@ def test_the_noise_of_the_path_has_the_width_that_was_asked_for():
     assert float((noisy.state - mean).std()) == pytest.approx(0.05, rel=0.05)
 
 
+def test_what_a_patient_is_shown_does_not_depend_on_the_number_of_workers():
+    examples, flow = batch(patients=5), FlowSection(sigma=0.1)
+    alone = path_point(flow, examples, torch.Generator().manual_seed(1), total=5)
+    for rank in (0, 1):
+        mine = torch.arange(rank, 5, 2)
+        point = path_point(
+            flow, examples.take(mine), torch.Generator().manual_seed(1), rank=rank, workers=2, total=5
+        )
+        assert torch.equal(point.t, alone.t[mine])
+        assert torch.equal(point.state, alone.state[mine])
+
+
 def test_slots_reach_the_time_of_the_target_as_the_flow_does():
     times, target = torch.tensor([[0.0, 1.0, 4.0]]), torch.tensor([10.0])
     assert carried_times(times, target, torch.zeros(1)).tolist() == [[0.0, 1.0, 4.0]]
