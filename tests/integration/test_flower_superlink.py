@@ -209,7 +209,7 @@ def test_a_guarded_supernode_opens_no_other_code(study, federation):
         lambda: status.is_file() and json.loads(status.read_text())["phase"] == "stopped", "the run's end"
     )
     told = json.loads(status.read_text())["error"]
-    assert "declined (bundle-not-approved)" in told
+    assert "sued declined (bundle-not-approved)" in told
     assert "failed (flower-7)" in told  # Flower's code for an app that could not be verified
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,8 @@ def _reply(message: Message, context: Context, app_folder: Path) -> ClinicReply:
         return replace(nobody, refusal=refused(error, 0))
     nobody = replace(nobody, run=order.run, round_number=order.round_number)
     try:
+        if (own := _own_file(context)) is not None:
+            nobody = replace(nobody, clinic=own.name)
         clinic = open_clinic(context, app_folder)
     except Exception as error:  # noqa: BLE001 - whatever it is, its text must not leave
         return replace(nobody, refusal=refused(error, order.round_number))
@@ -71,19 +74,31 @@ def open_clinic(context: Context, app_folder: Path) -> Clinic:
         Refused: the clinic has not approved this code.
         FedvoxError: a configuration, store or checkpoint cannot be used.
     """
-    node, running = context.node_config, bundle_sha256(app_folder)
-    if (own_file := node.get("clinic")) is not None:
-        own = load_config(ClinicConfig, expand(str(own_file)))
+    node = context.node_config
+    if (own := _own_file(context)) is not None:
+        running = bundle_sha256(app_folder)
         _require_approved(own, running)
         _require_inside(str(context.run_config.get("config", "")), app_folder)
         return real_clinic(from_run_config(context.run_config, app_folder), own, bundle_sha256=running)
     if (number := node.get("partition-id")) is not None:
         config = from_run_config(context.run_config, app_folder)
-        return simulated_clinic(config, int(str(number)), bundle_sha256=running)
+        return simulated_clinic(config, int(str(number)), bundle_sha256=_simulated_bundle(app_folder))
     raise ConfigError(
         "this SuperNode does not know which clinic it is",
         """Start it with --node-config 'clinic="/etc/fedvox/clinic.yaml"'.""",
     )
+
+
+def _own_file(context: Context) -> ClinicConfig | None:
+    """What a real clinic says about itself; None for a simulated one."""
+    named = context.node_config.get("clinic")
+    return None if named is None else load_config(ClinicConfig, expand(str(named)))
+
+
+@lru_cache(maxsize=1)
+def _simulated_bundle(app_folder: Path) -> str:
+    """Once for a process: in a simulation the code is the caller's own."""
+    return bundle_sha256(app_folder)
 
 
 def _require_approved(own: ClinicConfig, running: str) -> None:

@@ -262,7 +262,7 @@ class _Part:
                 "parameters or too long ago",
                 "Let the server resume its run, or start one under another name.",
             )
-        return found
+        return replace(found, epsilon_spent=ledger.account().epsilon)
 
     @property
     def _local_file(self) -> Path:

@@ -70,7 +70,7 @@ def test_a_simulated_hospital_answers(ask):
 def test_a_clinic_answers_to_code_that_it_approved_and_to_no_other(ask, app, own_file, tmp_path, caplog):
     node = {"clinic": str(own_file)}
     first = ask(node)
-    assert first.refusal is Refusal.BUNDLE_NOT_APPROVED
+    assert (first.refusal, first.clinic) == (Refusal.BUNDLE_NOT_APPROVED, "Klinik Nord")
     assert bundle_sha256(app) in caplog.text
     approved = approve(tmp_path / "own" / "approved-bundles.json", app, by="Dr. No")
     reply = ask(node)
