@@ -98,7 +98,12 @@ def simulate(side: str, config_file: Path, result: Path, actors: int) -> None:
         client,
         num_supernodes=values["clinics"]["partition"]["hospitals"],
         backend_config={
-            "init_args": {"num_cpus": actors, "include_dashboard": False, "log_to_driver": False},
+            "init_args": {
+                "num_cpus": actors,
+                "address": "local",
+                "include_dashboard": False,
+                "log_to_driver": False,
+            },
             "client_resources": {"num_cpus": 1, "max_restarts": -1},
         },
     )

@@ -133,9 +133,10 @@ def run(
         Exception: whatever the ServerApp raises.
     """
     prepare(app)
-    _set_up_logs(verbose=verbose)
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # it talks while it is imported
     from flwr.simulation import run_simulation
 
+    _set_up_logs(verbose=verbose)  # Flower sets its own level while it is imported
     server, client = _apps(app, dict(configuration))
     run_simulation(server, client, supernodes, backend_config=_complete(backend), verbose_logging=verbose)
 
@@ -148,7 +149,6 @@ def _set_up_logs(*, verbose: bool) -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     ours.handlers = [handler]
     flower.propagate = ours.propagate = False
-    logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 def prepare(app: App) -> None:
@@ -205,7 +205,9 @@ def _load(reference: str) -> Any:
 
 
 def _complete(backend: Mapping[str, Any]) -> dict[str, Any]:
-    start = {"include_dashboard": False, **backend.get("init_args", {})}
+    # A Ray of its own, unless RAY_ADDRESS or the caller names one: Ray would join whatever cluster it finds here.
+    own = {} if os.environ.get("RAY_ADDRESS") else {"address": "local"}
+    start = {"include_dashboard": False, **own, **backend.get("init_args", {})}
     # Flower puts a dead actor back into its pool, where it fails every clinic that it is given. Flower hands these
     # options on to Ray, which starts another in its place.
     clinics = {"max_restarts": -1, **backend.get("client_resources", {})}

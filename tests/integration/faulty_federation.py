@@ -116,7 +116,12 @@ if __name__ == "__main__":
         client,
         num_supernodes=int(os.environ.get("FAULTY_SUPERNODES", hospitals)),
         backend_config={
-            "init_args": {"num_cpus": 2, "include_dashboard": False, "log_to_driver": False},
+            "init_args": {
+                "num_cpus": 2,
+                "address": "local",
+                "include_dashboard": False,
+                "log_to_driver": False,
+            },
             "client_resources": {"num_cpus": 1, "max_restarts": -1},
         },
     )
