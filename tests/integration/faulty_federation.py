@@ -30,6 +30,7 @@ def kill_this_process(*_args, **_kwargs):
 
 def hang(*_args, **_kwargs):
     """For longer than any test, in the middle of training, with the steps booked."""
+    (Path(CONFIG["clinics"]["folder"]) / "faults" / "hanging").touch()
     time.sleep(600)
 
 

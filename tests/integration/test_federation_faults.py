@@ -237,7 +237,7 @@ def test_a_killed_server_resumes_and_no_clinic_pays_twice_for_what_it_had_sent(
 ):
     run = Run(tmp_path, material, 4, {"4/2": "hang"}).start()
     run.wait_for(lambda: all(run.happened(n, 2) for n in (1, 2, 3)))
-    run.wait_for(lambda: (tmp_path / "clinics" / "faults" / "4-2").exists())
+    run.wait_for(lambda: (tmp_path / "clinics" / "faults" / "hanging").exists())
     run.kill()
     before = load_snapshot(run.journal.state)
     assert before.round_number == 1
