@@ -19,6 +19,10 @@ _SPACES = ("voxel-zyx", "voxel-xyz", "world-ras")
 _STAGES = ("rigid", "affine", "deformable")
 
 _Method = Annotated[str, typer.Option(help="random-walker, region-growing, or carried (registration alone).")]
+_Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Folder of a trained promptable network, instead of --method."),
+]
 _Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for maps, tables and report.")]
 _Nodes = Annotated[
     list[int] | None, typer.Option("--node", help="Id of a lesion that is a lymph node (repeatable).")
@@ -34,6 +38,7 @@ def segment(
     prompts: Annotated[str, typer.Option("--prompts", "-p", help="JSON of prompts, or a NIfTI mask.")],
     output: _Output,
     method: _Method = "random-walker",
+    model: _Model = None,
     space: Annotated[
         str | None, typer.Option(help="Of JSON that does not say: voxel-zyx, voxel-xyz, world-ras.")
     ] = None,
@@ -57,8 +62,8 @@ def segment(
         image,
         prompts,
         output,
-        _segmenter(method),
-        method=method,
+        _segmenter(method, model),
+        method=model or method,
         space=_one_of("--space", space, _SPACES),
         labels=_one_of("--labels", labels, ("instance", "binary")),
         nodes=node or (),
@@ -71,6 +76,7 @@ def track(
     series: Annotated[Path, typer.Option("--series", "-s", help="JSON of a patient's scans.")],
     output: _Output,
     method: _Method = "carried",
+    model: _Model = None,
     start: Annotated[
         int | None, typer.Option("--from", help="Scan whose marks begin; default: the first with any.")
     ] = None,
@@ -110,16 +116,16 @@ def track(
         nodes=node or (),
         dicom_seg=dicom_seg,
     )
-    segmenter = _segmenter(method)
+    segmenter = _segmenter(method, model)
     if only is not None:
-        found = track_one(series, output, segmenter, options, only, method=method)
+        found = track_one(series, output, segmenter, options, only, method=model or method)
     else:
         found = track_series(
             series,
             output,
             segmenter,
             options,
-            method=method,
+            method=model or method,
             on_step=lambda index: print(f"scan {index} done", file=sys.stderr),
         )
     _tell(found, output, as_json)
@@ -188,7 +194,11 @@ lesion = CommandGroup(
 )
 
 
-def _segmenter(method: str) -> Segmenter:
+def _segmenter(method: str, model: str | None) -> Segmenter:
+    if model is not None:
+        from fedvox.tracking.network import load_segmenter
+
+        return load_segmenter(model)
     from fedvox.tracking.segmenters import build_segmenter
 
     return build_segmenter(method)

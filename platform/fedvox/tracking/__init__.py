@@ -4,6 +4,9 @@
     prompt_files        LesionLocator's JSON, interactions, NIfTI; coordinate spaces
     prompt_simulation   prompts and corrections as readers would give them
     segmenters          one marked lesion from its prompts: classical peers of a trained network
+    patches             the patch around a lesion that a network sees
+    network             any registered backbone with prompt channels, as a segmenter; pretrained weights
+    training            a sample a lesion, prompted and corrected by a simulated reader; plain functions
 
     registration        which place of an earlier scan is which place of a later one; the gate against other patients
     events              vanished, appeared, split, merged: linking the lesions of two scans
@@ -12,6 +15,9 @@
 
     measure             volume and axial diameters
     recist              RECIST 1.1: response, with the rule that fired
+    table, qc_page      the lesion table; a page to look at
+    dicom_seg           lesions as DICOM segmentation objects
+    series, run         a patient's scans as a file names them; from files to files
     evaluation          Dice, NSD, detection, centroids, retrieval, identity switches; Dice over rounds of corrections
 
     lesion_types        kinds of lesions that can be painted into a scan

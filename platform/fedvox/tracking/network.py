@@ -1,0 +1,153 @@
+"""A trained network as a segmenter: any registered backbone with the prompts as further input channels.
+
+    network = promptable("resenc-unet-m")                      # fresh
+    load_image_weights(network, read_pretrained("runs/mednext/final"))
+    segment = load_segmenter("runs/lesions/final")             # trained: a `Segmenter` like the classical ones
+
+Weights of a network that knows no prompts are taken over with the stem widened: the image's kernels stay as they were
+and the prompts' begin at zero, so that at first the network sees of an image what it saw before, whatever is marked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from fedvox import storage
+from fedvox.errors import CheckpointError
+from fedvox.models.backbone import Backbone
+from fedvox.models.registry import build_model
+from fedvox.models.transfer import LoadReport, inflate_channels, load_pretrained
+from fedvox.tracking.patches import Patch, PatchPlan
+from fedvox.tracking.prompts import CHANNELS, PromptEncoding
+from fedvox.tracking.segmenters import Request
+from fedvox.training.pretrained import Pretrained
+from fedvox.training.release import ModelInfo, load_release, write_release
+
+STRUCTURES = ("background", "lesion")
+_ENCODING = "prompt_encoding"  # key in the release's provenance
+
+
+def promptable(name: str, *, image_channels: int = 1, **options: object) -> Backbone:
+    """A fresh network: image and prompt channels to background and lesion.
+
+    Args:
+        name: see `fedvox.models.registry.list_models`.
+        image_channels: of the image.
+        options: of the backbone.
+    """
+    return build_model(name, in_channels=image_channels + len(CHANNELS), classes=len(STRUCTURES), **options)  # type: ignore[arg-type]  # deep_supervision is one of the options
+
+
+@torch.no_grad()
+def load_image_weights(network: Backbone, pretrained: Pretrained) -> LoadReport:
+    """Takes over weights of a network that knows no prompts.
+
+    Args:
+        network: of `promptable`; changed in place.
+        pretrained: of `read_pretrained`; of a network with prompts, everything is taken as it is.
+
+    Returns:
+        What became of every tensor.
+
+    Raises:
+        CheckpointError: too little of the encoder fits.
+    """
+    report = load_pretrained(
+        network,
+        pretrained.tensors,
+        pretrained_config=pretrained.config,
+        structures=STRUCTURES,
+        pretrained_structures=pretrained.structures,
+    )
+    images = network.config.in_channels - len(CHANNELS)
+    state = network.state_dict()
+    for name in report.names("inflated"):
+        old = pretrained.tensors[name]
+        kernels = old if old.shape[1] == images else inflate_channels(old, images)
+        state[name][:, :images] = kernels.to(state[name])
+        state[name][:, images:] = 0
+    network.load_state_dict(state)
+    return report
+
+
+def network_input(
+    image: npt.NDArray[np.float32], prompts: npt.NDArray[np.float32], device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """(D, H, W) and (7, D, H, W) as one input (8, D, H, W)."""
+    return torch.from_numpy(np.concatenate([image[None], prompts])).to(device)
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkSegmenter:
+    """A `Segmenter` that asks a network.
+
+    Args:
+        network: of `promptable`, in evaluation mode on `device`.
+        plan: patches as in training.
+        device: where it runs.
+    """
+
+    network: nn.Module
+    plan: PatchPlan
+    device: torch.device | str = "cpu"
+
+    @torch.inference_mode()
+    def __call__(self, request: Request) -> npt.NDArray[np.bool_]:
+        """The lesion's mask, bool (D, H, W)."""
+        patch = Patch.around(request.prompts, request.image.shape, request.spacing_mm, self.plan)
+        seen = network_input(patch.image(request.image), patch.prompts(request.prompts), self.device)
+        logits = self.network(seen[None])[0].float()
+        return patch.whole(logits.softmax(0)[1].cpu().numpy())
+
+
+def write_segmenter(
+    network: Backbone, plan: PatchPlan, folder: str, *, model: str, options: dict[str, Any], **provenance: Any
+) -> None:
+    """Writes a trained network as a release (see `fedvox.training.release`).
+
+    Args:
+        network: of `promptable`, with one image channel.
+        plan: patches that it was trained with.
+        folder: where; local or `s3://`.
+        model: name of the backbone.
+        options: further arguments of `promptable`.
+        provenance: what is to be known of the training.
+    """
+    info = ModelInfo(
+        name=model,
+        options={"deep_supervision": network.config.deep_supervision, **options},
+        structures=STRUCTURES,
+        channel_names=("image", *CHANNELS),
+        patch_size=plan.size,
+        spacing_mm=plan.spacing_mm,
+        normalization="zscore",
+        intensity=[],
+        provenance={**provenance, _ENCODING: asdict(plan.encoding)},
+    )
+    write_release(network, info, storage.locate(folder))
+
+
+def load_segmenter(uri: str, *, device: torch.device | str = "cpu") -> NetworkSegmenter:
+    """A trained network from its release.
+
+    Args:
+        uri: of the folder.
+        device: where it shall run.
+
+    Raises:
+        CheckpointError: there is no release, it is damaged, or it knows no prompts.
+    """
+    network, info = load_release(uri)
+    if info.channel_names[1:] != CHANNELS or _ENCODING not in info.provenance:
+        raise CheckpointError(
+            f"{uri} is a model with the channels {', '.join(info.channel_names)}, not one that takes prompts",
+            "Name a model that was trained to segment marked lesions.",
+        )
+    plan = PatchPlan(info.patch_size, info.spacing_mm, PromptEncoding(**info.provenance[_ENCODING]))
+    return NetworkSegmenter(network.to(device).eval(), plan, device)
