@@ -30,6 +30,7 @@ def experiment(
     no_dp: Annotated[
         bool, typer.Option("--allow-no-dp", help="Also run the arms without a promise, simulations all.")
     ] = False,
+    report_only: Annotated[bool, typer.Option("--report-only", help="Report on what there is.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -51,7 +52,8 @@ def experiment(
         told = f"{len(runs)} runs, {len(runs) - len(missing)} of them done"
         emit({"runs": len(runs), "done": len(runs) - len(missing)}, told, as_json=as_json)
         return
-    _run_missing(missing, folder, plan)
+    if not report_only:
+        _run_missing(missing, folder, plan)
     _report([result for run in runs if (result := load(run, folder))], folder, as_json=as_json)
 
 

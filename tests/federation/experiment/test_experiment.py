@@ -147,6 +147,8 @@ def test_the_command_runs_resumes_and_reports(federation_command, tmp_path, clin
     assert again.code == 0
     assert sum(path.read_bytes() == data for path, data in kept.items()) >= 3
     assert [s["scenario"] for s in again.json["sections"]] == ["alike", "labels"]
+    more = federation_command("experiment", tmp_path, "--task", "breast-cancer", "--report-only", "--json")
+    assert more.json == again.json
     assert (tmp_path / "breast-cancer-labels.png").read_bytes().startswith(b"\x89PNG")
     assert "tiers - compliant-only" in (tmp_path / "report.md").read_text()
     assert json.loads((tmp_path / "report.json").read_text()) == again.json
