@@ -2,7 +2,7 @@
 
 Thousands of small federations are too many for processes and messages. What is left out is what does not touch the
 result: transport, ledgers (the noise of all rounds is planned beforehand, and its ε computed once) and checks of
-updates. A test holds the model of a federation without noise equal to that of a Flower simulation.
+updates.
 """
 
 from __future__ import annotations
