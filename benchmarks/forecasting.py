@@ -43,6 +43,7 @@ def main() -> None:
         "solvers", help="steps of the solvers, and how well the spread tells the error"
     )
     solvers.add_argument("--out", required=True)
+    solvers.add_argument("--patients", type=int, default=64)
     cost = commands.add_parser("cost", help="step time and peak memory of the methods")
     cost.add_argument("--size", type=int, default=16)
     cost.add_argument("--batch", type=int, default=8)
@@ -144,7 +145,7 @@ def compare_solvers(arguments: argparse.Namespace) -> None:
         if cell.method != "cronos" or cell.seed != 0:
             continue
         network, info = load_release(f"{arguments.out}/runs/{cell.name}")
-        _, asked = conditions(cell.data, 64)["any"]
+        _, asked = conditions(cell.data, arguments.patients)["any"]
         given = (asked.scans, asked.times, asked.valid, asked.target_time)
         lci = mean_squared_error(BASELINES["lci"](*given), asked.truth).sum()
         for name, steps in (
@@ -157,7 +158,7 @@ def compare_solvers(arguments: argparse.Namespace) -> None:
                 error = mean_squared_error(
                     Forecaster(network, flow_of(info), solver)(*given), asked.truth
                 ).sum()
-                spent = (time.process_time() - began) / 64 * 1000
+                spent = (time.process_time() - began) / arguments.patients * 1000
                 print(
                     f"{cell.data:<16} {name:<9} {steps:>2} {aggregate:<5} {error / lci:.3f}  {spent:6.1f} ms",
                     flush=True,

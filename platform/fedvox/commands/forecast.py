@@ -167,7 +167,7 @@ def _plan(sequence: Sequence4D, at: float, model: Model | str, tiles: dict[str, 
 
     context = sequence.before(at)
     value: dict[str, Any] = {
-        "schema": "fedvox.forecast.plan/1", "patient": sequence.patient, "time": at, "unit": sequence.unit,
+        "schema": "fedvox.forecast.dry_run/1", "patient": sequence.patient, "time": at, "unit": sequence.unit,
         "context": [float(t) for t in context.times], "size": list(context.volumes.shape[2:]), "tiles": 0,
     }  # fmt: skip
     if not isinstance(model, str):

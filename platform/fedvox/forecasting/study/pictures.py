@@ -33,9 +33,10 @@ def forecaster_of(cell: Cell, folder: str) -> Baseline:
 def relative_errors(cells: Mapping[Cell, dict[str, Any]]) -> Figure:
     """Error relative to LCI of every trained method and the mean of the context, per data set and kind of target."""
     methods = ["mean", *METHODS]
+    shown = [data for data in SETS if any(cell.data == data and cell.method in METHODS for cell in cells)]
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(11, 2.9 * len(SETS)), layout="constrained")
-        for panel, data in zip(figure.subplots(len(SETS), 1), SETS, strict=True):
+        figure = Figure(figsize=(11, 2.9 * len(shown)), layout="constrained")
+        for panel, data in zip(figure.subplots(len(shown), 1, squeeze=False)[:, 0], shown, strict=True):
             for number, method in enumerate(methods):
                 found = [estimate(cells, data, method, condition, "mse") for condition in CONDITIONS]
                 there = [(x, e) for x, e in enumerate(found) if e is not None]
@@ -50,7 +51,9 @@ def relative_errors(cells: Mapping[Cell, dict[str, Any]]) -> Figure:
                 panel.bar(places, values, 0.11, yerr=reach, color=PALETTE[number], label=method, capsize=2)
             panel.axhline(1.0, color="k", ls="--", lw=1)
             panel.set_xticks(range(len(CONDITIONS)), list(CONDITIONS.values()))
-            panel.set(title=data, ylabel="MSE relative to LCI", ylim=(0, 1.6))
+            panel.set(
+                title=data, ylabel="MSE relative to LCI", ylim=(0, 1.6), xlim=(-0.5, len(CONDITIONS) - 0.5)
+            )
             panel.legend(ncols=len(methods), loc="upper right")
     return figure
 
@@ -88,7 +91,7 @@ def examples(
                 panel.set_title(name)
                 if name != "truth":
                     panel = next(column)
-                    panel.imshow((shown - truth[middle])[::-1], cmap="RdBu_r", vmin=-0.5, vmax=0.5)
+                    panel.imshow((shown - truth[middle])[::-1], cmap="RdBu_r", vmin=-0.3, vmax=0.3)
                     error = float(((image[patient, 0].numpy() - truth) ** 2).mean())
                     panel.set_title(f"{error:.1e}", fontsize=8, fontweight="normal")
         for panel in panels.flat:
