@@ -23,7 +23,11 @@ from fedvox.data.simulated_scanner import Acquisition, acquire, with_spacing
 from fedvox.data.store import BrickStore
 from fedvox.data.store_writer import StoreWriter
 
-NEW_SCANNERS = ("site_e", "site_f", "site_g")  # the sequence that the demo knows, on scanners that it does not
+NEW_SCANNERS = (
+    "site_e",
+    "site_f",
+    "site_g",
+)  # the sequence that the demo knows, on scanners that it does not
 NEW_SITES = ("site_d", *NEW_SCANNERS)
 _KEY = 1_000_003  # apart from the demo's seeds, which begin at 0
 
