@@ -42,9 +42,8 @@ def use_this_bundle() -> None:
 def serve(grid: Grid, context: Context) -> None:
     """Run the federation that the run configuration names."""
     use_this_bundle()
-    from fedvox_federation.server.app import serve as serve_federation
-
     from fedvox_federation.config import from_run_config
+    from fedvox_federation.server.app import serve as serve_federation
 
     serve_federation(grid, from_run_config(context.run_config, ROOT))
 
@@ -56,3 +55,12 @@ def train(message: Message, context: Context) -> Message:
     from fedvox_federation.client.app import answer
 
     return answer(message, context, ROOT)
+
+
+@client.query()
+def introduce(message: Message, context: Context) -> Message:
+    """Say which clinic this is."""
+    use_this_bundle()
+    from fedvox_federation.client.app import introduce as introduce_clinic
+
+    return introduce_clinic(message, context, ROOT)
