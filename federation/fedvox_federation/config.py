@@ -100,10 +100,10 @@ class PrivacySection(Config):
 
 
 class StrategySection(Config):
-    """How updates become the next model; the names are Flower's."""
+    """How updates become the next model; the names are Flower's, and `scaffold` beside them."""
 
     name: Literal["fedavg", "fedprox", "fedavgm", "fedadam", "fedadagrad", "fedyogi", "fedmedian", "fedtrimmedavg",
-                  "krum", "multikrum", "bulyan"] = "fedavg"  # fmt: skip
+                  "krum", "multikrum", "bulyan", "scaffold"] = "fedavg"  # fmt: skip
     options: dict[str, float | int] = Field(default_factory=dict)
     """The strategy's own arguments, such as `{eta: 0.1}`; of fedprox, `{proximal_mu: 0.1}`."""
     weighting: Literal["equal", "size", "score", "inverse-noise"] = "size"
@@ -212,6 +212,17 @@ class FederationConfig(Config):
     strategy: StrategySection = StrategySection()
     server: ServerSection = ServerSection()
     clinics: ClinicsSection = ClinicsSection()
+
+    @model_validator(mode="after")
+    def _scaffold_needs_plain_sgd(self) -> Self:
+        training = self.training
+        plain = training.optimizer == "sgd" and training.momentum == 0 and training.weight_decay == 0
+        if self.strategy.name == "scaffold" and not plain:
+            raise ValueError(
+                "strategy.name scaffold reads a clinic's mean gradient from how far it moved, which only plain SGD "
+                "tells: set training.optimizer=sgd, training.momentum=0 and training.weight_decay=0"
+            )
+        return self
 
     @property
     def sha256(self) -> str:

@@ -1,6 +1,7 @@
 """What server and clinics say to each other, and nothing besides: numbers, short texts and arrays.
 
-    server -> clinic    RoundOrder + arrays     what to train from, and how this round differs from the last
+    server -> clinic    RoundOrder + arrays     what to train from, and how this round differs from the last; under
+                                                SCAFFOLD, each clinic's own correction of its gradients as well
     clinic -> server    ClinicReply             the trained parameters and what the round's table shows, or a code
 
 Nothing is pickled in either direction. A clinic that takes no part answers as well: the same records, no arrays and a
@@ -30,6 +31,8 @@ ARRAYS, ORDER, METRICS, CLINIC = "arrays", "config", "metrics", "clinic"
 """Keys of the records. The first three are those of Flower's strategies."""
 NUM_EXAMPLES = "num-examples"
 """Key of the number of patients among the metrics, as Flower's strategies call it."""
+CORRECTION = "scaffold-correction/"
+"""Begins the names of those arrays of an order that are a clinic's correction; see `with_correction`."""
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
@@ -182,6 +185,24 @@ def decode_order(content: RecordDict) -> tuple[RoundOrder, Arrays]:
         for name, kind in names.items()
     }
     return RoundOrder(**values), _from_record(_record(content.array_records, ARRAYS))
+
+
+def with_correction(arrays: Mapping[str, Array], correction: Mapping[str, Array]) -> Arrays:
+    """The arrays of an order to one clinic.
+
+    Args:
+        arrays: the parameters to start from.
+        correction: what the clinic adds to its gradients, by the same names; empty for nothing.
+    """
+    return {**arrays, **{CORRECTION + name: value for name, value in correction.items()}}
+
+
+def split_correction(arrays: Mapping[str, Array]) -> tuple[Arrays, Arrays]:
+    """The inverse of `with_correction`: parameters, and correction."""
+    correction = {
+        name.removeprefix(CORRECTION): value for name, value in arrays.items() if name.startswith(CORRECTION)
+    }
+    return {name: value for name, value in arrays.items() if not name.startswith(CORRECTION)}, correction
 
 
 def encode_reply(reply: ClinicReply) -> RecordDict:

@@ -18,6 +18,8 @@ from fedvox_federation.protocol import (
     decode_reply,
     encode_order,
     encode_reply,
+    split_correction,
+    with_correction,
 )
 
 ARRAYS = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(0.5, np.float32)}
@@ -34,6 +36,15 @@ def test_an_order_arrives_as_it_was_sent():
     assert order == ORDER
     assert all(np.array_equal(arrays[name], value) for name, value in ARRAYS.items())
     assert arrays["b"].shape == ()
+
+
+def test_a_correction_travels_beside_the_parameters_and_is_told_from_them():
+    correction = {name: value + 1 for name, value in ARRAYS.items()}
+    _, arrived = decode_order(encode_order(ORDER, with_correction(ARRAYS, correction)))
+    arrays, found = split_correction(arrived)
+    assert arrays_sha256(arrays) == arrays_sha256(ARRAYS)
+    assert arrays_sha256(found) == arrays_sha256(correction)
+    assert split_correction(with_correction(ARRAYS, {})) == (ARRAYS, {})
 
 
 def test_a_reply_arrives_as_it_was_sent():

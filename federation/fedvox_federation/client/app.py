@@ -21,7 +21,7 @@ from fedvox.training.config import expand
 from fedvox_federation.bundle import bundle_sha256, is_approved, read_approvals
 from fedvox_federation.client.clinic import Clinic, refused, take_part
 from fedvox_federation.client.refusals import Refused
-from fedvox_federation.client.sites import real_clinic, simulated_clinic
+from fedvox_federation.client.sites import real_clinic, simulated_clinic, simulated_name
 from fedvox_federation.config import ClinicConfig, approvals_file, from_run_config
 from fedvox_federation.protocol import (
     BadMessage,
@@ -49,6 +49,41 @@ def answer(message: Message, context: Context, app_folder: Path) -> Message:
 
     reply = _reply(message, context, app_folder)
     return FlowerMessage(content=encode_reply(reply), reply_to=message)
+
+
+def introduce(message: Message, context: Context, app_folder: Path) -> Message:
+    """Say which clinic this SuperNode is, and nothing else: SCAFFOLD has an order of its own for each.
+
+    Args:
+        message: of the server, with the round's order.
+        context: of the SuperNode.
+        app_folder: root of the app bundle.
+    """
+    from flwr.app import Message as FlowerMessage
+
+    reply = ClinicReply(clinic=_fallback_name(context), run="", round_number=0)
+    try:
+        order, _ = decode_order(message.content)
+        reply = replace(reply, run=order.run, round_number=order.round_number)
+        reply = replace(reply, clinic=_name(context, app_folder))
+    except Exception as error:  # noqa: BLE001 - whatever it is, its text must not leave
+        reply = replace(reply, refusal=refused(error, reply.round_number))
+    return FlowerMessage(content=encode_reply(reply), reply_to=message)
+
+
+def _name(context: Context, app_folder: Path) -> str:
+    if (own := _own_file(context)) is not None:
+        return own.name
+    if (number := context.node_config.get("partition-id")) is not None:
+        return simulated_name(from_run_config(context.run_config, app_folder), int(str(number)))
+    raise _nobody()
+
+
+def _nobody() -> ConfigError:
+    return ConfigError(
+        "this SuperNode does not know which clinic it is",
+        """Start it with --node-config 'clinic="/etc/fedvox/clinic.yaml"'.""",
+    )
 
 
 def _reply(message: Message, context: Context, app_folder: Path) -> ClinicReply:
@@ -83,10 +118,7 @@ def open_clinic(context: Context, app_folder: Path) -> Clinic:
     if (number := node.get("partition-id")) is not None:
         config = from_run_config(context.run_config, app_folder)
         return simulated_clinic(config, int(str(number)), bundle_sha256=_simulated_bundle(app_folder))
-    raise ConfigError(
-        "this SuperNode does not know which clinic it is",
-        """Start it with --node-config 'clinic="/etc/fedvox/clinic.yaml"'.""",
-    )
+    raise _nobody()
 
 
 def _own_file(context: Context) -> ClinicConfig | None:

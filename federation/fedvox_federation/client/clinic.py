@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedvox_federation.client.corrections import add_correction, add_proximal_term, check_correction
 from fedvox_federation.client.refusals import Refused, refusal_of
 from fedvox_federation.client.replies import ReplyCache, order_sha256, read_arrays, write_arrays
 from fedvox_federation.client.tasks import Task
@@ -39,7 +40,15 @@ from fedvox_federation.privacy.noise_policy import (
     site_noise,
 )
 from fedvox_federation.privacy.units import check_delta, sample_rate
-from fedvox_federation.protocol import Array, ClinicReply, Refusal, RoundOrder, arrays_sha256
+from fedvox_federation.protocol import (
+    Array,
+    Arrays,
+    ClinicReply,
+    Refusal,
+    RoundOrder,
+    arrays_sha256,
+    split_correction,
+)
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +121,7 @@ def take_part(arrays: Mapping[str, Array], order: RoundOrder, clinic: Clinic) ->
     """Answer an order.
 
     Args:
-        arrays: the shared parameters to start from.
+        arrays: the shared parameters to start from, and under SCAFFOLD this clinic's correction (`with_correction`).
         order: of the server.
         clinic: whose part it is.
 
@@ -198,6 +207,8 @@ class _Part:
         model = self.clinic.task.model
         self._check_order(model.base_sha256)
         asked = order_sha256(self.order, arrays)
+        start, correction = split_correction(arrays)
+        check_correction(correction, model, self.clinic.config)
         patients = self.clinic.task.patients(self.order.round_number)
         noise = self._admitted(len(patients))
         ledger = self.clinic.ledger() if noise.keeps_promise else None
@@ -205,11 +216,11 @@ class _Part:
             self._note(epsilon_spent=ledger.account().epsilon, delta=self.clinic.budget.delta)
             if (again := self._answered_before(ledger, asked)) is not None:
                 return again
-        model.load(arrays)
+        model.load(start)
         self._load_local()
         self._preflight()
         self._note(dice_before=self._dice())
-        self._train(patients, noise, ledger, asked)
+        self._train(patients, noise, ledger, asked, correction)
         if model.local:
             write_arrays(self._local_file, model.local_arrays())
         self._note(dice_after=self._dice())
@@ -289,12 +300,18 @@ class _Part:
         return dice if self.clinic.share_scores else math.nan
 
     def _train(
-        self, patients: Sequence[Patient], noise: SiteNoise, ledger: PrivacyLedger | None, asked: str
+        self,
+        patients: Sequence[Patient],
+        noise: SiteNoise,
+        ledger: PrivacyLedger | None,
+        asked: str,
+        correction: Arrays,
     ) -> None:
         clinic, order, steps = self.clinic, self.order, self.clinic.config.training.steps
         losses: list[float] = []
         trainer = _trainer(clinic, len(patients), noise.noise_multiplier, self.reply.sample_rate, losses)
         add_proximal_term(trainer.optimizer, order.proximal_mu)
+        add_correction(trainer.optimizer, clinic.task.model.network, correction)
 
         def keep(update: LocalUpdate) -> None:
             sent = {name: value.numpy() for name, value in update.parameters.items()}
@@ -352,23 +369,3 @@ def build_optimizer(training: TrainingSection, network: nn.Module) -> torch.opti
             trained, lr=training.lr, momentum=training.momentum, weight_decay=training.weight_decay
         )
     return torch.optim.AdamW(trained, lr=training.lr, weight_decay=training.weight_decay)
-
-
-def add_proximal_term(optimizer: torch.optim.Optimizer, mu: float) -> None:
-    """FedProx (Li et al. 2020, arXiv 1812.06127): μ (w - w₀) joins every gradient, w₀ being the parameters now.
-
-    It is added to what the optimizer sees, after clipping and noise: it depends on no patient, and inside the loss it
-    would be clipped along with every patient's gradient.
-    """
-    if mu == 0:
-        return
-    start = [[p.detach().clone() for p in group["params"]] for group in optimizer.param_groups]
-
-    @torch.no_grad()
-    def pull(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        for group, origins in zip(optimizer.param_groups, start, strict=True):
-            for parameter, origin in zip(group["params"], origins, strict=True):
-                if parameter.grad is not None:
-                    parameter.grad.add_(parameter - origin, alpha=mu)
-
-    optimizer.register_step_pre_hook(pull)

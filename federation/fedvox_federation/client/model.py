@@ -90,8 +90,11 @@ class FederatedModel:
         parameters = dict(self.network.named_parameters())
         return {name: parameters[name].detach().float().cpu().numpy().copy() for name in names}
 
-    @torch.no_grad()
-    def _load(self, arrays: Mapping[str, Array], names: tuple[str, ...]) -> None:
+    def check(self, arrays: Mapping[str, Array]) -> None:
+        """Whether arrays are such as the shared parameters are; raises as `load` does."""
+        self._check(arrays, self.shared)
+
+    def _check(self, arrays: Mapping[str, Array], names: tuple[str, ...]) -> None:
         if set(arrays) != set(names):
             raise BadMessage(f"{len(arrays)} arrays, expected {len(names)}, or other names")
         parameters = dict(self.network.named_parameters())
@@ -103,6 +106,11 @@ class FederatedModel:
                 )
             if not np.isfinite(value).all():
                 raise BadMessage(f"{name}: not finite")
+
+    @torch.no_grad()
+    def _load(self, arrays: Mapping[str, Array], names: tuple[str, ...]) -> None:
+        self._check(arrays, names)
+        parameters = dict(self.network.named_parameters())
         for name in names:
             parameters[name].copy_(torch.from_numpy(np.array(arrays[name])))
 

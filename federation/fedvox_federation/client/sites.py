@@ -72,6 +72,11 @@ def hospital_cohort(config: ClinicsSection, store: BrickStore, hospital: Hospita
     )
 
 
+def simulated_name(config: FederationConfig, number: int) -> str:
+    """The name of hospital `number`, without its patients and its model; raises as `simulated_clinic` does."""
+    return _hospital(config, BrickStore.open(expand(config.clinics.store)), number).name
+
+
 def simulated_clinic(config: FederationConfig, number: int, *, bundle_sha256: str = "") -> Clinic:
     """Hospital `number`, from 0, of a simulation.
 
@@ -80,13 +85,7 @@ def simulated_clinic(config: FederationConfig, number: int, *, bundle_sha256: st
         FedvoxError: its store or the weights cannot be used.
     """
     store = BrickStore.open(expand(config.clinics.store))
-    known = hospitals(config.clinics, store)
-    if not 0 <= number < len(known):
-        raise ConfigError(
-            f"there is no hospital {number}: clinics.partition.hospitals is {len(known)}",
-            "Start as many SuperNodes as there are hospitals.",
-        )
-    hospital = known[number]
+    hospital = _hospital(config, store, number)
     cohort = hospital_cohort(config.clinics, store, hospital)
     device = choose_device(config.training.device)
     return Clinic(
@@ -100,6 +99,16 @@ def simulated_clinic(config: FederationConfig, number: int, *, bundle_sha256: st
         share_scores=True,
         bundle_sha256=bundle_sha256,
     )
+
+
+def _hospital(config: FederationConfig, store: BrickStore, number: int) -> Hospital:
+    known = hospitals(config.clinics, store)
+    if not 0 <= number < len(known):
+        raise ConfigError(
+            f"there is no hospital {number}: clinics.partition.hospitals is {len(known)}",
+            "Start as many SuperNodes as there are hospitals.",
+        )
+    return known[number]
 
 
 def real_clinic(config: FederationConfig, own: ClinicConfig, *, bundle_sha256: str = "") -> Clinic:

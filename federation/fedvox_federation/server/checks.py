@@ -197,6 +197,7 @@ class ReplyChecker:
         *,
         node_id: int = 0,
         node_key: bytes = b"",
+        correction: Mapping[str, Array] | None = None,
     ) -> Checked:
         """Judge one reply by itself.
 
@@ -206,6 +207,7 @@ class ReplyChecker:
             arrays: the model that went out with the order.
             node_id: Flower's, of who replies.
             node_key: with which that node authenticated.
+            correction: of its gradients, if one went out with the order.
         """
         judged = self._registry.judge(reply, node_key)
         result = Checked(node_id, Verdict.ACCEPTED, "", judged.note, reply, standing=judged.standing)
@@ -220,9 +222,20 @@ class ReplyChecker:
         norm = update_norm(reply.arrays, arrays)
         if norm == 0 and reply.noise_multiplier > 0:
             return replace(result, verdict=Verdict.REJECTED, reason=Fault.UNCHANGED.value, norm=norm)
-        if not norm <= reachable_norm(self._config, reply, arrays):
+        if not norm <= reachable_norm(self._config, reply, arrays, correction):
             return replace(result, verdict=Verdict.REJECTED, reason=Fault.TOO_LONG.value, norm=norm)
         return replace(result, norm=norm, arrays=self._cut(reply.arrays, arrays, norm))
+
+    def name_of(self, node_id: int) -> str:
+        """The clinic for which a node spoke; empty before it has."""
+        return self._names.get(node_id, "")
+
+    def introduce(self, reply: ClinicReply, order: RoundOrder, node_id: int) -> Checked | None:
+        """Hear which clinic a node speaks for; what is wrong with that, if anything is."""
+        if reply.refusal is not None:
+            return self.nobody(node_id, Verdict.DECLINED, reply.refusal.value)
+        fault = _identity(reply, order) or self._speaker(reply, node_id)
+        return None if fault is None else self.nobody(node_id, Verdict.REJECTED, fault.value)
 
     def nobody(self, node_id: int, verdict: Verdict, reason: str = "", note: str = "") -> Checked:
         """A part in the round without a reply that could be read."""

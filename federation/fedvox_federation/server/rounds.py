@@ -16,12 +16,21 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from flwr.app import Message, MessageType
+from flwr.app import Message, MessageType, RecordDict
 
 from fedvox.errors import RunError
 from fedvox_federation.config import FederationConfig
 from fedvox_federation.privacy.federation import aggregation_weights
-from fedvox_federation.protocol import Arrays, BadMessage, Refusal, RoundOrder, decode_reply, encode_order
+from fedvox_federation.protocol import (
+    Arrays,
+    BadMessage,
+    ClinicReply,
+    Refusal,
+    RoundOrder,
+    decode_reply,
+    encode_order,
+    with_correction,
+)
 from fedvox_federation.server.checks import BAD_UPDATES, Checked, Fault, ReplyChecker, Verdict
 from fedvox_federation.server.journal import (
     Journal,
@@ -31,6 +40,7 @@ from fedvox_federation.server.journal import (
     spent_by,
     worst_off,
 )
+from fedvox_federation.server.scaffold import ControlVariates
 from fedvox_federation.server.snapshot import Snapshot, save_snapshot
 from fedvox_federation.server.strategies import Aggregator, Update
 from fedvox_federation.server.table import round_table
@@ -110,6 +120,9 @@ class Federation:
         self._judge = judge
         self._clock = clock or Time()
         aggregator.restore(start.strategy)
+        self._controls = ControlVariates.of(config)
+        if self._controls is not None:
+            self._controls.restore(start.strategy)
 
     @property
     def quorum(self) -> int:
@@ -214,30 +227,71 @@ class Federation:
 
     def _ask(self, order: RoundOrder, nodes: dict[int, bytes]) -> list[Checked]:
         """What each node answers before the deadline, judged by itself."""
-        self._tell("training", order.round_number, clinics=len(nodes))
+        answered = self._introduced(order, nodes)
+        told = [node for node in nodes if node not in answered]
+        self._tell("training", order.round_number, clinics=len(told))
         deadline = self.config.server.deadline_s
-        content = encode_order(order, self.arrays)
-        messages = [
-            Message(content=content, message_type=MessageType.TRAIN, dst_node_id=node, ttl=deadline + SLACK_S)
-            for node in nodes
-        ]
-        answered = {}
+        common = encode_order(order, self.arrays)
+        messages = []
+        for node in told:
+            correction = self._correction(node)
+            content = encode_order(order, with_correction(self.arrays, correction)) if correction else common
+            messages.append(_message(MessageType.TRAIN, content, node, deadline))
         for message in self._grid.send_and_receive(messages, timeout=deadline):
             node = message.metadata.src_node_id
             if node in nodes:
                 answered[node] = self._read(message, order, nodes[node])
         return [answered.get(node) or self._checker.nobody(node, Verdict.LATE) for node in nodes]
 
+    def _introduced(self, order: RoundOrder, nodes: dict[int, bytes]) -> dict[int, Checked]:
+        """Those that are not asked for an update, since they did not say which clinic they are.
+
+        Only SCAFFOLD must know it beforehand, and only once it has corrections: a resumed server meets nodes that
+        have not spoken to it yet.
+        """
+        if self._controls is None or not self._controls.clinics:
+            return {}
+        strangers = [node for node in nodes if not self._checker.name_of(node)]
+        limit = self.config.server.connect_timeout_s
+        content = encode_order(order, {})
+        messages = [_message(MessageType.QUERY, content, node, limit) for node in strangers]
+        silent = {node: self._checker.nobody(node, Verdict.LATE) for node in strangers}
+        for message in self._grid.send_and_receive(messages, timeout=limit) if messages else ():
+            node = message.metadata.src_node_id
+            if node in silent and (wrong := self._hear(message, order)) is None:
+                del silent[node]
+            elif node in silent and wrong is not None:
+                silent[node] = wrong
+        return silent
+
+    def _hear(self, message: Message, order: RoundOrder) -> Checked | None:
+        reply = self._decode(message)
+        if isinstance(reply, Checked):
+            return reply
+        return self._checker.introduce(reply, order, message.metadata.src_node_id)
+
+    def _correction(self, node: int) -> Arrays:
+        """That of the clinic behind a node; empty where there is none."""
+        return {} if self._controls is None else self._controls.correction(self._checker.name_of(node))
+
     def _read(self, message: Message, order: RoundOrder, node_key: bytes) -> Checked:
+        node, reply = message.metadata.src_node_id, self._decode(message)
+        if isinstance(reply, Checked):
+            return reply
+        return self._checker.check(
+            reply, order, self.arrays, node_id=node, node_key=node_key, correction=self._correction(node)
+        )
+
+    def _decode(self, message: Message) -> ClinicReply | Checked:
+        """The reply, or why there is none."""
         node = message.metadata.src_node_id
         if message.has_error():
             # The error's text stays unread: it may hold what a clinic's exception said.
             return self._checker.nobody(node, Verdict.FAILED, f"flower-{message.error.code}")
         try:
-            reply = decode_reply(message.content)
+            return decode_reply(message.content)
         except BadMessage as bad:
             return self._checker.nobody(node, Verdict.REJECTED, Fault.UNREADABLE.value, bad.message)
-        return self._checker.check(reply, order, self.arrays, node_id=node, node_key=node_key)
 
     def _stop_at_bad_update(self, number: int, replies: list[Checked]) -> None:
         bad = [one for one in replies if one.reason in BAD_UPDATES]
@@ -261,10 +315,12 @@ class Federation:
     def _aggregate(self, number: int, accepted: dict[str, Checked]) -> dict[str, float]:
         """Replaces the model; the clinics' weights, where the strategy has any."""
         updates = {clinic: Update(one.arrays, one.contribution) for clinic, one in accepted.items()}
-        self.arrays = self._aggregator.aggregate(number, self.arrays, updates)
-        for one in accepted.values():
-            assert one.reply is not None
-            self._checker.remembered.accept(one.reply)
+        replies = {clinic: one.reply for clinic, one in accepted.items() if one.reply is not None}
+        before, self.arrays = self.arrays, self._aggregator.aggregate(number, self.arrays, updates)
+        if self._controls is not None:
+            self._controls.learn(before, {clinic: reply.arrays for clinic, reply in replies.items()})
+        for reply in replies.values():
+            self._checker.remembered.accept(reply)
         by = self._aggregator.weighting if self._aggregator.uses_weights else "equal"
         return aggregation_weights(by, {clinic: one.contribution for clinic, one in accepted.items()})
 
@@ -294,9 +350,10 @@ class Federation:
         log.info("%s", round_table(rows, vars(line)))
         # The state comes last: without it the round is done again, and its lines are replaced.
         self._journal.end_round(line, rows)
+        memory = self._aggregator.state() | (self._controls.state() if self._controls is not None else {})
         save_snapshot(
             self._journal.state,
-            Snapshot(number, self.arrays, self._aggregator.state(), self._checker.remembered.to_plain()),
+            Snapshot(number, self.arrays, memory, self._checker.remembered.to_plain()),
         )
         self._done = number
         self._tell("between rounds", number, epsilon=epsilon, worst_clinic=worst, accepted=len(weights))
@@ -305,6 +362,10 @@ class Federation:
         self._journal.tell(
             phase, self.config, round=number, rounds_done=self._done, needed=self.quorum, **facts
         )
+
+
+def _message(kind: str, content: RecordDict, node: int, limit: float) -> Message:
+    return Message(content=content, message_type=kind, dst_node_id=node, ttl=limit + SLACK_S)
 
 
 def _may_ask(one: Checked | None) -> bool:

@@ -1,4 +1,6 @@
-"""Flower's own strategies by name, with what a study needs around them and nothing of them written again.
+"""Flower's own strategies by name, and SCAFFOLD on Flower's FedAvg, with what a study needs around them.
+
+Nothing of them is written again.
 
     aggregator = build_aggregator("FedAdam", {"eta": 0.01}, weighting="size")
     extras = aggregator.begin_round(3, arrays)                    # such as proximal-mu, for the clinics
@@ -31,9 +33,12 @@ from fedvox_federation.protocol import Array, Arrays
 
 OFFERED = (
     "FedAvg", "FedAvgM", "FedProx", "FedAdam", "FedAdagrad", "FedYogi", "FedMedian", "FedTrimmedAvg", "Krum",
-    "MultiKrum", "Bulyan",
+    "MultiKrum", "Bulyan", "SCAFFOLD",
 )  # fmt: skip
-"""Names in `flwr.serverapp.strategy`."""
+"""Names in `flwr.serverapp.strategy`, and SCAFFOLD: Flower's FedAvg combines its models; beyond that, it has
+corrections in the orders (`fedvox_federation.server.scaffold`)."""
+
+_COMBINED_BY: Mapping[str, str] = {"SCAFFOLD": "FedAvg"}
 
 NOT_OFFERED: Mapping[str, str] = {
     "SecAgg+": (
@@ -43,10 +48,6 @@ NOT_OFFERED: Mapping[str, str] = {
     "QFedAvg": (
         "it scales every update by the clinic's training loss, which no noise covers: the model would then tell "
         "about patients what no ledger has counted"
-    ),
-    "SCAFFOLD": (
-        "Flower has none. Its control variates could be built from noised updates alone and would cost no privacy, "
-        "but they presuppose plain SGD in every clinic and every clinic in every round: see docs/federation_server.md"
     ),
     "DifferentialPrivacy": (
         "Flower's wrappers protect a whole clinic from the others, not its patients, and account for nothing. Noise "
@@ -117,6 +118,16 @@ class Aggregator:
         told = []
         if not self.uses_weights and self.weighting != "equal":
             told.append(f"{self.name} knows no weights: weighting by {self.weighting} changes nothing.")
+        if self.name == "SCAFFOLD" and self.weighting != "equal":
+            told.append(
+                f"SCAFFOLD leads to where every clinic counts alike; weighting by {self.weighting} only decides how "
+                "much of each update is taken on the way."
+            )
+        if private and self.name == "SCAFFOLD":
+            told.append(
+                "SCAFFOLD's corrections carry the noise of earlier rounds, which cancels only in the equal mean over "
+                "all clinics: compare with FedAvg."
+            )
         if private and self.name in _BY_DISTANCE:
             told.append(
                 f"{self.name} selects the updates that lie closest together. Under noise these are the least noised "
@@ -212,7 +223,7 @@ class Aggregator:
 def build_aggregator(
     name: str, options: Mapping[str, Any] | None = None, *, weighting: Weighting = "size"
 ) -> Aggregator:
-    """One of Flower's strategies by name.
+    """One of the strategies by name.
 
     Args:
         name: one of `OFFERED`, in any case.
@@ -222,29 +233,33 @@ def build_aggregator(
     Raises:
         ConfigError: there is none of that name, it is not offered (with the reason), or it has no such option.
     """
-    kind = getattr(flower, _known_name(name))
+    known_as = _known_name(name)
+    kind = _flowers(known_as)
     given = dict(options or {})
-    known = strategy_options(kind.__name__)
+    known = strategy_options(known_as)
     for option in given:
         if option not in known:
             near = difflib.get_close_matches(option, known, n=1, cutoff=0.5)
             remedy = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(known) or 'none'}."
-            raise ConfigError(f"strategy.options: {kind.__name__} has no option {option!r}", remedy)
+            raise ConfigError(f"strategy.options: {known_as} has no option {option!r}", remedy)
     missing = [option for option, needed in known.items() if needed and option not in given]
     if missing:
-        raise ConfigError(f"strategy.options: {kind.__name__} needs {missing[0]!r}", "Give it a value.")
+        raise ConfigError(f"strategy.options: {known_as} needs {missing[0]!r}", "Give it a value.")
     for option, value in given.items():
-        _check_option(kind.__name__, option, value)
+        _check_option(known_as, option, value)
     try:
         made = kind(**given, fraction_evaluate=1.0, weighted_by_key=_WEIGHT)
     except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"strategy.options: {kind.__name__}: {error}", "Change the option's value."
-        ) from error
+        raise ConfigError(f"strategy.options: {known_as}: {error}", "Change the option's value.") from error
     # With a fraction of zero, Flower's `configure_train` does what the strategy adds (keep the model, name mu)
     # and then neither samples nor addresses nodes: its sampler would wait for them without end.
     made.fraction_train = 0.0
-    return Aggregator(kind.__name__, made, weighting)
+    return Aggregator(known_as, made, weighting)
+
+
+def _flowers(name: str) -> Any:
+    """Flower's strategy that combines the models under a name of `OFFERED`."""
+    return getattr(flower, _COMBINED_BY.get(name, name))
 
 
 def strategy_options(name: str) -> dict[str, bool]:
@@ -252,7 +267,7 @@ def strategy_options(name: str) -> dict[str, bool]:
     general = inspect.signature(flower.FedAvg).parameters
     return {
         option: parameter.default is inspect.Parameter.empty
-        for option, parameter in inspect.signature(getattr(flower, name)).parameters.items()
+        for option, parameter in inspect.signature(_flowers(name)).parameters.items()
         if option not in general and option not in _OURS
     }
 

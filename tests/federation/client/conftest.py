@@ -87,7 +87,7 @@ def make_config(federation_values):
     def make(**sections):
         values = {key: dict(v) if isinstance(v, dict) else v for key, v in federation_values.items()}
         for name, section in sections.items():
-            values[name] = {**values[name], **section} if isinstance(section, dict) else section
+            values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
         return FederationConfig(**values)
 
     return make

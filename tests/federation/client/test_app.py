@@ -1,5 +1,6 @@
 """The ClientApp's body: who the SuperNode is, which code it answers to, and messages that are none."""
 
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -11,12 +12,12 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedvox_federation.bundle import approve, bundle_sha256
-from fedvox_federation.client.app import answer
+from fedvox_federation.client.app import answer, introduce
 from fedvox_federation.client.model import build
 from fedvox_federation.client.sites import real_clinic
 from fedvox_federation.config import ClinicConfig
 from fedvox_federation.privacy.noise_policy import UNATTESTED
-from fedvox_federation.protocol import Refusal, RoundOrder, decode_reply, encode_order
+from fedvox_federation.protocol import ClinicReply, Refusal, RoundOrder, decode_reply, encode_order
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def ask(app, make_config, monkeypatch):
     for name in ("_run_id", "_task_id", "_node_id"):
         monkeypatch.setattr(TaskIdentity, name, 1)
 
-    def send(node_config, *, run_config=None, content=None):
+    def send(node_config, *, run_config=None, content=None, how=answer):
         config = make_config(privacy={"admit_unattested": True})
         model = build(config).federated
         order = RoundOrder(config.name, 1, config.rounds, config.sha256, model.base_sha256)
@@ -46,7 +47,7 @@ def ask(app, make_config, monkeypatch):
             run_config=run_config or {"config": "study.yaml", "set": ""},
         )  # fmt: skip
         message = Message(content=content, message_type="train", dst_node_id=42)
-        return decode_reply(answer(message, context, app).content)
+        return decode_reply(how(message, context, app).content)
 
     return send
 
@@ -98,6 +99,20 @@ def test_a_supernode_that_does_not_know_who_it_is_says_so_by_a_code(ask, node):
 def test_a_message_that_is_no_order_gets_a_code(ask):
     content = RecordDict({"config": ConfigRecord({"run": "x"})})
     assert ask({"partition-id": 0}, content=content).refusal is Refusal.BAD_ORDER
+    assert ask({"partition-id": 0}, content=content, how=introduce).refusal is Refusal.BAD_ORDER
+
+
+def test_a_supernode_says_which_clinic_it_is_and_nothing_else(ask, own_file, tmp_path):
+    node = {"partition-id": 1, "num-partitions": 2}
+    simulated, real = ask(node, how=introduce), ask({"clinic": str(own_file)}, how=introduce)
+    assert (simulated.refusal, simulated.clinic) == (None, ask(node).clinic)
+    assert (real.refusal, real.clinic, real.round_number) == (None, "Klinik Nord", 1)
+    assert real == dataclasses.replace(ClinicReply("Klinik Nord", real.run, 1), **{
+        name: getattr(real, name) for name in ("loss", "dice_before", "dice_after")  # NaN, which equals nothing
+    })  # fmt: skip
+    assert not (tmp_path / "own").exists()
+    for nobody in ({}, {"clinic": "/nowhere.yaml"}, {"partition-id": 99}):
+        assert ask(nobody, how=introduce).refusal is Refusal.CONFIG
 
 
 def test_an_attestation_that_does_not_hold_counts_as_none(make_config, own_file, tmp_path, caplog):

@@ -9,6 +9,7 @@ import torch
 
 from fedvox_federation.client import clinic as clinics
 from fedvox_federation.client.clinic import Budget, plan_noise, take_part
+from fedvox_federation.client.corrections import add_proximal_term
 from fedvox_federation.privacy.accountant import epsilon
 from fedvox_federation.privacy.ledger import verify
 from fedvox_federation.privacy.noise_policy import NO_PRIVACY, UNATTESTED, Standing
@@ -229,7 +230,7 @@ def test_the_proximal_term_is_added_after_the_noise():
     """With gradients of zero, SGD on μ (w - w₀) alone shrinks the distance by (1 - lr·μ) a step."""
     weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
     optimizer = torch.optim.SGD([weight], lr=0.1)
-    clinics.add_proximal_term(optimizer, 0.5)
+    add_proximal_term(optimizer, 0.5)
     with torch.no_grad():
         weight += 1.0
     for _ in range(3):

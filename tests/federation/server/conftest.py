@@ -52,8 +52,10 @@ def honest(order, model, number=1, *, noise=3.0, patients=20, **changes):
 class FakeGrid:
     """Clinics as functions: node -> (order, arrays) -> reply, or None for none, or an exception for Flower's error."""
 
-    def __init__(self, clinics):
+    def __init__(self, clinics, names=None):
         self.clinics = dict(clinics)
+        self.names = dict(names or {})  # what a node that is asked says it is
+        self.introduced = []
         self.asked = []
         self.sent = []
 
@@ -70,9 +72,16 @@ class FakeGrid:
         for message in messages:
             node = message.metadata.dst_node_id
             order, arrays = decode_order(message.content)
+            message.metadata.__dict__["_message_id"] = f"m{len(self.asked)}-{len(self.introduced)}"
+            if message.metadata.message_type == "query":
+                self.introduced.append(node)
+                name = self.names.get(node, f"hospital_{node:02d}")
+                if name is not None:
+                    reply = ClinicReply(name, order.run, order.round_number)
+                    replies.append(Message(content=encode_reply(reply), reply_to=message))
+                continue
             self.asked.append((order.round_number, node))
             self.sent.append((order, arrays, message.metadata.ttl))
-            message.metadata.__dict__["_message_id"] = f"m{len(self.asked)}"
             try:
                 reply = self.clinics[node](order, arrays)
             except RuntimeError as error:

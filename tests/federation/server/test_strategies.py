@@ -157,7 +157,7 @@ def test_the_order_in_which_replies_arrive_changes_no_bit():
     assert all((first[key] == second[key]).all() for key in BASE)
 
 
-@pytest.mark.parametrize("name", ["SecAgg+", "secaggplus", "SCAFFOLD", "QFedAvg", "FedXgbBagging"])
+@pytest.mark.parametrize("name", ["SecAgg+", "secaggplus", "QFedAvg", "FedXgbBagging"])
 def test_what_is_not_offered_is_refused_with_the_reason(name):
     with pytest.raises(ConfigError, match="is not offered: ") as refused:
         build_aggregator(name)
@@ -202,6 +202,10 @@ def test_what_weights_and_noise_mean_for_a_strategy_is_said():
     assert any("least noised" in note for note in krum.notes(private=True))
     assert build_aggregator("FedAvg").notes(private=True) == ()
     assert any("eta" in note for note in build_aggregator("FedYogi").notes(private=True))
+    scaffold = build_aggregator("scaffold", weighting="size").notes(private=True)
+    assert [word in note for note, word in zip(scaffold, ("counts alike", "noise"), strict=True)] == [
+        True
+    ] * 2
 
 
 def test_every_strategy_of_flower_is_offered_or_refused_with_a_reason():
