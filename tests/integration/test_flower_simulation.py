@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.numpy import load
 
 from fedvox.models.registry import build_model
 from fedvox.storage import locate
@@ -138,3 +139,26 @@ def main(grid, context):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "other" / "found.txt").read_text() == "[10, 11, 12] 10"
+
+
+def test_scaffold_goes_on_with_the_same_corrections_although_its_clinics_are_other_nodes(folder):
+    """Clinics send their last answer again only to the very same order, correction included."""
+    sections = {
+        "name": "scaffold", "rounds": 3, "strategy": {"name": "scaffold", "weighting": "equal"},
+        "training": {"steps": 2, "device": "cpu", "evaluate": "never", "optimizer": "sgd", "lr": 0.01},
+    }  # fmt: skip
+    done = simulate(folder, "--json", **sections)
+    assert done.returncode == 0, done.stderr
+    state = folder / "runs" / "scaffold" / "state"
+    first = (state / "round-0003.safetensors").read_bytes()
+    known = {key.split("/")[2] for key in load(first) if key.startswith("strategy/control/")}
+    assert known == {"hospital_01", "hospital_03"}  # the other is not admitted
+    for file in state.glob("round-0003.*"):
+        file.unlink()  # as if the server had been killed before it was written
+    again = simulate(folder, "--json", **sections)
+    assert again.returncode == 0, again.stderr
+    last = [row for row in json.loads(again.stdout)["clinics"] if row["round"] == 3]
+    assert {(row["clinic"], row["verdict"], row.get("replayed")) for row in last if row["weight"]} == {
+        (name, "accepted", True) for name in ("hospital_01", "hospital_03")
+    }
+    assert (state / "round-0003.safetensors").read_bytes() == first
