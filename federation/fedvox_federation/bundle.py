@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from fedvox import storage
 from fedvox.errors import ConfigError, DataError
 
 SOURCE_ROOTS = ("platform", "federation", "compliance")
@@ -99,6 +98,8 @@ def read_approvals(path: Path) -> tuple[Approval, ...]:
 
 def approve(path: Path, root: Path, *, by: str, note: str = "") -> Approval:
     """Add a bundle to the clinic's list."""
+    from fedvox import storage  # pyarrow and numpy: not for `--help`
+
     known = read_approvals(path)
     now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     new = Approval(bundle_sha256(root), now, by, note)

@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from fedvox.backbone_benchmark.config import BackboneBenchmarkConfig
 from fedvox.config import Config, load_config, parse_scalar, to_yaml
 from fedvox.errors import ConfigError
+from fedvox.forecasting.config import ForecastConfig
 from fedvox.training.config import PretrainConfig, expand
 from fedvox.training.finetune_config import FinetuneConfig
+from fedvox_federation.config import FederationConfig
 
 
 class Inner(Config):
@@ -111,7 +113,12 @@ def test_home_and_variables_are_expanded_with_a_default_home(monkeypatch):
 
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "jobs" / "configs").glob("*.yaml"))
-KINDS = {"finetune": FinetuneConfig, "benchmark_backbones": BackboneBenchmarkConfig}
+KINDS = {
+    "finetune": FinetuneConfig,
+    "benchmark_backbones": BackboneBenchmarkConfig,
+    "federation": FederationConfig,
+    "forecast": ForecastConfig,
+}
 """How the file's name begins -> what it configures; everything else is a pretraining run."""
 
 
