@@ -39,6 +39,9 @@ def draw(section: Section, results: Sequence[RunResult], path: Path) -> None:
         for axes, (measure, title) in zip(panels, _PANELS, strict=False):
             _over_epsilon(axes, section, measure)
             axes.set(title=title, xlabel="promised ε", xscale="log")
+            promised = sorted({row.promised for row in section.rows if row.promised})
+            axes.set_xticks(promised, [f"{epsilon:g}" for epsilon in promised])
+            axes.minorticks_off()
         _learning(panels[2], results)
         panels[0].set_ylabel(f"{section.task}, {section.scenario}: score")
         handles, labels = panels[0].get_legend_handles_labels()
