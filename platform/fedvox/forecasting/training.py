@@ -30,17 +30,14 @@ from fedvox.training.checkpoint import (
     CheckpointStore,
     Snapshot,
     Writer,
-    load,
-    load_latest,
     newest_meta,
-    step_name,
 )
 from fedvox.training.optimizer import build_optimizer, clip_gradients, set_learning_rate
 from fedvox.training.preemption import PreemptionWatch
 from fedvox.training.pretrained import read_pretrained
 from fedvox.training.run_directory import MetricsLog, RunDirectory
-from fedvox.training.session import Progress, distributed
-from fedvox.training.state import restore, state_tensors
+from fedvox.training.session import Progress, distributed, restore_newest
+from fedvox.training.state import state_tensors
 from fedvox.training.step import StepResult
 from fedvox.training.training_loop import Report, TrainingLoop
 from fedvox.training.world import World
@@ -188,7 +185,9 @@ def open_session(config: ForecastConfig, world: World) -> ForecastSession:
     torch.manual_seed(config.seed)
     network = new_network(config, source).to(world.device)
     optimizer = build_optimizer(config.optimizer, network)
-    progress = _restored(config, source, run, network, optimizer, world)
+    progress = restore_newest(
+        run, network, optimizer, world, lambda meta: check_identity(config, source, meta, run)
+    )
     attempt = world.from_first(run.next_attempt() if world.rank == 0 else 0)
     checkpoints = CheckpointStore(
         run.checkpoints, Writer(world.rank, world.size, attempt), keep=config.checkpoint.keep,
@@ -258,22 +257,6 @@ def check_identity(
             f"the checkpoints in {run.checkpoints.uri} are of another {' and '.join(different)}",
             "Resume with the old settings and data, or give the run another name (--set name=…).",
         )
-
-
-def _restored(
-    config: ForecastConfig, source: ExampleSource, run: RunDirectory, network: nn.Module, optimizer: Optimizer,
-    world: World,
-) -> Progress | None:  # fmt: skip
-    """Restores the newest intact checkpoint, the same one on all workers; None if there is none."""
-    snapshot = load_latest(run.checkpoints) if world.rank == 0 else None
-    step = world.from_first(snapshot.step if snapshot is not None else -1)
-    if step < 0:
-        return None
-    if snapshot is None:
-        snapshot = load(run.checkpoints.child(step_name(step)))
-    check_identity(config, source, snapshot.meta, run)
-    restore(network, optimizer, snapshot.tensors)
-    return Progress(**snapshot.meta["progress"])
 
 
 # ---- the loop -----------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -155,7 +156,9 @@ def open_session(config: PretrainConfig, world: World) -> Session:
     network = new_network(config, len(store.meta.channel_names), len(store.meta.structures)).to(world.device)
     scales = layer_scales(network, config.layer_decay)
     optimizer = build_optimizer(config.optimizer, network, scales)
-    progress = restore_progress(config, store, run, network, optimizer, world)
+    progress = restore_newest(
+        run, network, optimizer, world, lambda meta: check_architecture(config, store, meta, run)
+    )
     if progress is None:
         progress = Progress()
         fill_network(config, network, store)
@@ -348,20 +351,23 @@ def model_info(
     )
 
 
-def restore_progress(
-    config: PretrainConfig,
-    store: BrickStore,
+def restore_newest(
     run: RunDirectory,
     network: nn.Module,
     optimizer: Optimizer,
     world: World,
+    check: Callable[[dict[str, Any]], None],
 ) -> Progress | None:
     """Restores the newest intact checkpoint into network and optimiser; None if there is none.
 
     Worker 0 chooses the checkpoint for all: a worker of a dying attempt might still commit one meanwhile.
 
-    Raises:
-        CheckpointError: see `check_architecture`.
+    Args:
+        run: whose checkpoints.
+        network: is filled.
+        optimizer: is filled.
+        world: the workers.
+        check: refuses, by raising, a checkpoint whose notes do not fit the run.
     """
     snapshot = load_latest(run.checkpoints) if world.rank == 0 else None
     step = world.from_first(snapshot.step if snapshot is not None else -1)
@@ -369,7 +375,7 @@ def restore_progress(
         return None
     if snapshot is None:
         snapshot = load(run.checkpoints.child(step_name(step)))
-    check_architecture(config, store, snapshot.meta, run)
+    check(snapshot.meta)
     restore(network, optimizer, snapshot.tensors)
     return Progress(**snapshot.meta["progress"])
 
