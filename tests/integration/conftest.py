@@ -15,12 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from fedvox.data.records import StoreMeta
 from fedvox.data.store_writer import StoreWriter
 from fedvox.local_cluster import free_ports, local_cluster
+from fedvox.models.registry import build_model
 from fedvox.storage import list_files, locate, read_bytes
+from fedvox.training.release import ModelInfo, write_release
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = f"fedvox-test-{uuid.uuid4()}"
@@ -61,6 +64,23 @@ def write_store():
             )
         writer.finish()
         return str(uri)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_weights():
+    """Writes untrained weights that fit the store's volumes to a folder."""
+
+    def write(folder):
+        torch.manual_seed(7)
+        network = build_model("mednext-v2-nano", in_channels=1, classes=3, deep_supervision=False)
+        info = ModelInfo(
+            name="mednext-v2-nano", options={"deep_supervision": False}, structures=("background", "ball", "box"),
+            channel_names=("CT",), patch_size=(16, 16, 16), spacing_mm=(1.0, 1.0, 1.0), normalization="zscore",
+            intensity=None, provenance={}, modality="CT",
+        )  # fmt: skip
+        write_release(network, info, locate(str(folder)))
 
     return write
 

@@ -11,9 +11,7 @@ import torch
 import yaml
 
 from fedvox.config import load_config
-from fedvox.models.registry import build_model
-from fedvox.storage import locate
-from fedvox.training.release import ModelInfo, load_release, write_release
+from fedvox.training.release import load_release
 from fedvox_federation.client.sites import simulated_clinic
 from fedvox_federation.config import FederationConfig
 from fedvox_federation.experiment.engine import LocalTraining, Participant, federate
@@ -22,21 +20,13 @@ from fedvox_federation.privacy.noise_policy import NO_PRIVACY
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).resolve().parents[2]
-STRUCTURES = ("background", "ball", "box")
 
 
 @pytest.fixture
-def config(tmp_path, write_store):
+def config(tmp_path, write_store, write_weights):
     """Eight cases at three hospitals, everybody in every step, no noise: nothing is left to chance."""
     write_store(tmp_path / "store", cases=8)
-    torch.manual_seed(7)
-    network = build_model("mednext-v2-nano", in_channels=1, classes=3, deep_supervision=False)
-    info = ModelInfo(
-        name="mednext-v2-nano", options={"deep_supervision": False}, structures=STRUCTURES, channel_names=("CT",),
-        patch_size=(16, 16, 16), spacing_mm=(1.0, 1.0, 1.0), normalization="zscore", intensity=None,
-        provenance={}, modality="CT",
-    )  # fmt: skip
-    write_release(network, info, locate(str(tmp_path / "weights")))
+    write_weights(tmp_path / "weights")
     values = {
         "name": "same", "rounds": 2, "pretrained": str(tmp_path / "weights"), "output": str(tmp_path / "runs"),
         "task": {"patches_per_patient": 1},

@@ -8,34 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from safetensors.numpy import load
 
-from fedvox.models.registry import build_model
-from fedvox.storage import locate
-from fedvox.training.release import ModelInfo, load_release, write_release
+from fedvox.training.release import load_release
 from fedvox_federation.privacy.ledger import verify
 
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).resolve().parents[2]
-STRUCTURES = ("background", "ball", "box")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, write_store):
+def folder(tmp_path_factory, write_store, write_weights):
     """A store of eight cases, and untrained weights for it."""
     folder = tmp_path_factory.mktemp("simulation")
     write_store(folder / "store", cases=8)
-    torch.manual_seed(7)
-    network = build_model("mednext-v2-nano", in_channels=1, classes=3, deep_supervision=False)
-    info = ModelInfo(
-        name="mednext-v2-nano", options={"deep_supervision": False}, structures=STRUCTURES, channel_names=("CT",),
-        patch_size=(16, 16, 16), spacing_mm=(1.0, 1.0, 1.0), normalization="zscore", intensity=None,
-        provenance={}, modality="CT",
-    )  # fmt: skip
-    write_release(network, info, locate(str(folder / "weights")))
+    write_weights(folder / "weights")
     return folder
 
 

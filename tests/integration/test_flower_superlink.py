@@ -12,13 +12,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 import yaml
 
 from fedvox.local_cluster import free_ports
-from fedvox.models.registry import build_model
-from fedvox.storage import locate
-from fedvox.training.release import ModelInfo, write_release
 from fedvox_federation.bundle import approve, bundle_sha256
 from fedvox_federation.credentials import make_certificates, make_node_key
 from fedvox_federation.privacy.ledger import PrivacyLedger, verify
@@ -27,7 +23,6 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-STRUCTURES = ("background", "ball", "box")
 WAIT_S = 240
 
 
@@ -75,7 +70,7 @@ def wait_for(condition, what, timeout=WAIT_S):
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory, write_store):
+def study(tmp_path_factory, write_store, write_weights):
     """A coordinator's app with a study in it, weights, and two clinics' stores."""
     folder = tmp_path_factory.mktemp("study")
     app = folder / "app"
@@ -83,14 +78,7 @@ def study(tmp_path_factory, write_store):
     shutil.copy(ROOT / "pyproject.toml", app)
     for root in ("platform", "federation", "compliance", "jobs/configs"):
         shutil.copytree(ROOT / root, app / root, ignore=shutil.ignore_patterns("__pycache__"))
-    torch.manual_seed(7)
-    network = build_model("mednext-v2-nano", in_channels=1, classes=3, deep_supervision=False)
-    info = ModelInfo(
-        name="mednext-v2-nano", options={"deep_supervision": False}, structures=STRUCTURES, channel_names=("CT",),
-        patch_size=(16, 16, 16), spacing_mm=(1.0, 1.0, 1.0), normalization="zscore", intensity=None,
-        provenance={}, modality="CT",
-    )  # fmt: skip
-    write_release(network, info, locate(str(folder / "weights")))
+    write_weights(folder / "weights")
     values = {
         "name": "loopback", "rounds": 1, "pretrained": str(folder / "weights"), "output": str(folder / "runs"),
         "task": {"patches_per_patient": 1}, "privacy": {"admit_unattested": True},
