@@ -16,6 +16,7 @@ from fedvox.cli import COMMANDS
 from fedvox.commands import CommandGroup
 from fedvox.data.records import StoreMeta
 from fedvox.data.store_writer import StoreWriter
+from fedvox.storage import lease, locate
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -189,6 +190,17 @@ def test_a_run_whose_loss_is_never_finite_ends_with_what_to_do(config):
     done = fedvox("pretrain", "--config", path, expect=1)
     assert "3 steps in a row had a non-finite gradient" in done.stderr
     assert "optimizer.lr" in done.stderr
+
+
+def test_a_run_that_is_being_driven_takes_no_second_driver(config, tmp_path):
+    path = config()
+    held = tmp_path / "runs" / "run" / "control" / "driver.json"
+    with lease(locate(held), lambda by: None, beat_s=0.5):
+        done = fedvox("pretrain", "--config", path, expect=1)
+        assert "is being driven by process" in done.stderr
+        assert "--set name=" in done.stderr
+        assert [file for file in held.parents[1].rglob("*") if file.is_file()] == [held]
+    fedvox("pretrain", "--config", path)
 
 
 def test_the_doctor_reports_a_storage_that_cannot_be_written():

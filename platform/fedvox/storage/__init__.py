@@ -20,12 +20,15 @@ from fedvox.storage.files import (
     upload_file,
     write_atomic,
 )
+from fedvox.storage.lease import Held, Holder, lease
 from fedvox.storage.location import Backend, Location, locate, s3_path
 from fedvox.storage.retry import DEFAULT_RETRY, RetryPolicy, call_with_retry, is_transient, storage_error
 
 __all__ = [
     "DEFAULT_RETRY",
     "Backend",
+    "Held",
+    "Holder",
     "Location",
     "RangeReader",
     "RetryPolicy",
@@ -34,6 +37,7 @@ __all__ = [
     "delete_folder",
     "exists",
     "is_transient",
+    "lease",
     "list_files",
     "locate",
     "open_file",

@@ -11,6 +11,7 @@ the loss of the head node and a plain rerun all resume alike, from the newest co
 
 from __future__ import annotations
 
+import _thread
 import functools
 import logging
 import os
@@ -102,6 +103,11 @@ def run(config: TrainingConfig, task: Task | None = None) -> dict[str, Any]:
     config = anchored(config, task)
     directory = RunDirectory.of(config)
     (task.check if task is not None else check)(config, directory)
+    with _only_driver(directory):
+        return _drive(config, directory, task)
+
+
+def _drive(config: TrainingConfig, directory: RunDirectory, task: Task | None) -> dict[str, Any]:
     directory.clear_stop()
     directory.clear_outcome()
     storage.write_atomic(directory.child("config.resolved.yaml"), to_yaml(config).encode())
@@ -298,6 +304,37 @@ def _report(metrics: Mapping[str, Any]) -> None:
     an S3 outage at that moment would end the run.
     """
     ray.train.report(dict(metrics))
+
+
+@contextmanager
+def _only_driver(directory: RunDirectory) -> Iterator[None]:
+    """Keeps a second driver away from a run: both would write its checkpoints.
+
+    Raises:
+        RunError: another driver works on this run, or has taken it over while this one stood still.
+    """
+    taken: list[storage.Holder] = []
+
+    def leave(by: storage.Holder) -> None:
+        taken.append(by)
+        _thread.interrupt_main()  # not by a stop request, which the new driver's workers would obey
+
+    try:
+        with storage.lease(directory.child("control", "driver.json"), leave):
+            yield
+    except storage.Held as error:
+        raise RunError(
+            f"run {directory.location.uri} is being driven by {error} already",
+            f"Watch it with `fedvox status {directory.location.uri}`, or give this run another name"
+            " (--set name=…).",
+        ) from error
+    except KeyboardInterrupt:
+        if not taken:
+            raise
+        raise RunError(
+            f"run {directory.location.uri} was taken over by process {taken[0].pid} on {taken[0].host}",
+            "This driver had stood still for too long; nothing is lost, and the other one goes on.",
+        ) from None
 
 
 @contextmanager
