@@ -7,7 +7,8 @@
     │   ├── StorageError        a bucket or folder: missing, forbidden, full
     │   │   ├── StorageRefused          no such bucket, no credentials, no permission: waiting does not help
     │   │   └── CheckpointNotWritten    the last checkpoint of a run found no room
-    │   └── CheckpointError     a checkpoint: unreadable, or of another architecture
+    │   ├── CheckpointError     a checkpoint: unreadable, or of another architecture
+    │   └── LabelConflict       somebody else decided on the same case meanwhile
     └── RunError                the work itself failed; exit code 1
         ├── DamagedCase         a stored case fails its checksum
         ├── NonFiniteLoss       training diverged
@@ -79,6 +80,10 @@ class CheckpointNotWritten(StorageError):
 
 class CheckpointError(InputError):
     """A checkpoint cannot be read, or belongs to another architecture."""
+
+
+class LabelConflict(InputError):
+    """A decision was taken on a state of a case that is no longer the newest; nothing was written."""
 
 
 class RunError(FedvoxError):
