@@ -185,11 +185,14 @@ def test_debug_shows_the_traceback(config):
     )
 
 
-def test_a_run_whose_loss_is_never_finite_ends_with_what_to_do(config):
+def test_a_run_whose_loss_is_never_finite_ends_with_what_to_do(config, tmp_path):
     path = config(steps=50, optimizer={"lr": 1e30, "grad_clip": 1e30}, max_nonfinite_steps=3)
     done = fedvox("pretrain", "--config", path, expect=1)
     assert "3 steps in a row had a non-finite gradient" in done.stderr
     assert "optimizer.lr" in done.stderr
+    told = fedvox("status", tmp_path / "runs" / "run").stdout
+    assert told.startswith("failed: step ")
+    assert "3 steps in a row had a non-finite gradient" in told
 
 
 def test_a_run_that_is_being_driven_takes_no_second_driver(config, tmp_path):

@@ -415,3 +415,22 @@ class TestRetrying:
 def test_the_filesystem_is_shared_by_all_locations_of_an_endpoint(s3_server):
     assert locate("s3://a/x").filesystem is locate("s3://b/y").filesystem
     assert isinstance(locate("s3://a/x").filesystem, pafs.S3FileSystem)
+
+
+def test_a_folder_that_is_made_while_it_is_listed_is_empty(tmp_path):
+    """pyarrow looks twice, and raises if the folder appears in between."""
+    folder = tmp_path / "appearing"
+    done = threading.Event()
+
+    def flicker():
+        while not done.is_set():
+            folder.mkdir()
+            folder.rmdir()
+
+    thread = threading.Thread(target=flicker)
+    thread.start()
+    try:
+        assert all(list_files(locate(folder)) == [] for _ in range(3000))
+    finally:
+        done.set()
+        thread.join()

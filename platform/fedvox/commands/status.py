@@ -34,13 +34,17 @@ def status(
             f"{run}/status.json was not written by a run: {str(found)[:80]}",
             "Name the folder that a run printed.",
         )
+    ended = directory.read_json("outcome.json")  # a failed run could write no other status
     if as_json:
-        print(json.dumps({"schema": "fedvox.status/1", **found}))
+        print(json.dumps({"schema": "fedvox.status/1", **found, "outcome": ended}))
         return
     age = time.time() - found["updated"]
+    phase = found["phase"] if ended is None else ended["state"]
     print(
-        f"{found['phase']}: step {found['step']:,} of {found['steps']:,}, attempt {found['attempt']}, {age:.0f} s ago"
+        f"{phase}: step {found['step']:,} of {found['steps']:,}, attempt {found['attempt']}, {age:.0f} s ago"
     )
+    if ended is not None and ended["state"] == "failed":
+        print(f"  {ended['message']}\n  {ended['remedy']}")
     for name, key, pattern in (
         ("loss", "loss", "{:.4f}"), ("Dice (moving average)", "ema_dice", "{:.4f}"),
         ("seconds a step", "seconds_per_step", "{:.2f}"), ("seconds left", "seconds_left", "{:.0f}"),

@@ -222,7 +222,14 @@ def list_files(
         StorageError: forbidden, no such bucket, or unreachable beyond the retry deadline.
     """
     selector = pafs.FileSelector(location.path, recursive=recursive, allow_not_found=True)
-    infos = call_with_retry(lambda: location.filesystem.get_file_info(selector), location.uri, retry)
+
+    def attempt() -> list[pafs.FileInfo]:
+        try:
+            return list(location.filesystem.get_file_info(selector))
+        except FileNotFoundError:  # the folder was made between pyarrow's two looks at it, and is empty still
+            return []
+
+    infos = call_with_retry(attempt, location.uri, retry)
     if not infos:
         _require_bucket(location, retry)
     below = len(location.path.rstrip("/")) + 1

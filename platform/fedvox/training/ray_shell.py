@@ -173,7 +173,11 @@ def run_in_process(config: TrainingConfig, directory: RunDirectory, task: Task |
     watch = PreemptionWatch()
     watch.install()
     directory.write_json(environment(str(device)), "environment.json")
-    result = _training(task)(config, World(device=device), report=None, watch=watch)
+    try:
+        result = _training(task)(config, World(device=device), report=None, watch=watch)
+    except (NonFiniteLoss, CheckpointNotWritten, Preempted, OutOfMemory, *FOR_GOOD) as error:
+        directory.fail(error)  # for whoever asks where the run is
+        raise
     directory.finish(result)
 
 
