@@ -16,6 +16,7 @@ from fedvox.curation.store.records import (
     Case,
     Decision,
     NewVersion,
+    QueueItem,
     Review,
     Source,
     Verdict,
