@@ -270,7 +270,7 @@ class ClinicConfig(Config):
     accountant: Literal["prv", "rdp"] = "prv"
     """See `fedvox_federation.privacy.ledger.Terms`."""
     pretrained: str | None = None
-    """The clinic's own copy of the weights; None takes the study's address."""
+    """The clinic's own copy of the weights; None takes the file that the study names, if it is one."""
     patient_pattern: str | None = None
     """See `ClinicsSection`."""
     held_out_fraction: float = Field(0.2, ge=0, lt=1)

@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedvox.errors import RunError
+from fedvox_compliance.dsse import MAX_ENVELOPE_BYTES
 
 if TYPE_CHECKING:
+    from flwr.app import Array as FlowerArray
     from flwr.app import ArrayRecord, RecordDict
 
 ARRAYS, ORDER, METRICS, CLINIC = "arrays", "config", "metrics", "clinic"
@@ -33,6 +35,8 @@ NUM_EXAMPLES = "num-examples"
 """Key of the number of patients among the metrics, as Flower's strategies call it."""
 CORRECTION = "scaffold-correction/"
 """Begins the names of those arrays of an order that are a clinic's correction; see `with_correction`."""
+
+_NPY = b"\x93NUMPY"
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
@@ -159,7 +163,9 @@ class ClinicReply:
         return self.sample_rate * self.patients
 
 
-_TEXTS = ("clinic", "run", "update_sha256", "attestation", "node_key", "bundle_sha256")
+_TEXTS = {"clinic": 200, "run": 200, "update_sha256": 64, "attestation": MAX_ENVELOPE_BYTES, "node_key": 64 * 1024,
+          "bundle_sha256": 64}  # fmt: skip
+"""Name -> most characters: whatever a clinic writes here comes into the server's tables and log."""
 _WHOLE = ("round_number", "steps", "tier")
 _NUMBERS = ("noise_multiplier", "sample_rate", "epsilon_spent", "delta", "score", "loss", "dice_before",
             "dice_after", "seconds")  # fmt: skip
@@ -234,7 +240,7 @@ def decode_reply(content: RecordDict) -> ClinicReply:
         arrays=_from_record(_record(content.array_records, ARRAYS)),
         patients=_value(metrics, NUM_EXAMPLES, int),
         replayed=_value(texts, "replayed", bool),
-        **{name: _value(texts, name, str) for name in _TEXTS},
+        **{name: _text(texts, name, longest) for name, longest in _TEXTS.items()},
         **{name: _value(metrics, name, int) for name in _WHOLE},
         **{name: _value(metrics, name, float) for name in _NUMBERS},
     )
@@ -258,10 +264,19 @@ def _to_record(arrays: Mapping[str, Array]) -> ArrayRecord:
 
 
 def _from_record(record: ArrayRecord) -> Arrays:
-    """Numpy's own format, read with pickling off."""
+    return {name: _opened(array) for name, array in record.items()}
+
+
+def _opened(array: FlowerArray) -> Array:
+    """Numpy's own format, read with pickling off; `numpy.load` by itself would also open archives.
+
+    What a header may hold makes numpy raise nearly anything, MemoryError included: sizes and syntax are the sender's.
+    """
+    if not array.data.startswith(_NPY):
+        raise BadMessage("an array is not in numpy's format")
     try:
-        return {name: array.numpy() for name, array in record.items()}
-    except (ValueError, TypeError, EOFError, OSError) as error:
+        return array.numpy()
+    except Exception as error:  # noqa: BLE001 - it must not end the program that reads it
         raise BadMessage(f"an array cannot be read: {type(error).__name__}") from None
 
 
@@ -269,6 +284,13 @@ def _record(records: Mapping[str, Any], key: str) -> Any:
     if key not in records:
         raise BadMessage(f"the record {key!r} is missing")
     return records[key]
+
+
+def _text(record: Mapping[str, Any], key: str, longest: int) -> Any:
+    value = _value(record, key, str)
+    if len(value) > longest:
+        raise BadMessage(f"{key!r} has {len(value)} characters; at most {longest} are read")
+    return value
 
 
 def _value(record: Mapping[str, Any], key: str, kind: type) -> Any:

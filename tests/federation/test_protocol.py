@@ -1,6 +1,7 @@
 """What goes over the network, there and back, and what is refused on arrival."""
 
 import dataclasses
+import io
 import math
 
 import numpy as np
@@ -97,13 +98,53 @@ def test_an_order_for_no_round_of_the_run_is_refused():
 
 def test_an_array_that_is_a_pickle_is_not_opened():
     content = encode_reply(REPLY)
-    import io
-
     buffer = io.BytesIO()
     np.save(buffer, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     array = content["arrays"]["w"]
     array.data = buffer.getvalue()
     with pytest.raises(BadMessage):
+        decode_reply(content)
+
+
+def npy(header):
+    """A file in numpy's format, version 1, of a header alone."""
+    text = header.encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def archive(**arrays):
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        npy("{'descr':'<f4','fortran_order':False,'shape':(1000000000000000,),}"),  # numpy: MemoryError
+        npy("{'descr':'<f4','fortran_order':False,'shape':((("),  # tokenize.TokenError
+        npy("(" * 5000),
+        npy("{'descr':'<f4','fortran_order':False,'shape':(-2,),}"),
+        archive(w=np.zeros(2, np.float32)),  # numpy.load gives a file of arrays, which has no shape
+        archive(),
+        b"PK\x03\x04 and no archive",  # zipfile.BadZipFile
+        b"",
+    ],
+)
+def test_bytes_that_make_numpy_stumble_are_refused_like_any_other_bad_message(data):
+    content = encode_reply(REPLY)
+    content["arrays"]["w"].data = data
+    with pytest.raises(BadMessage):
+        decode_reply(content)
+
+
+@pytest.mark.parametrize(
+    "key", ["clinic", "run", "update_sha256", "attestation", "node_key", "bundle_sha256"]
+)
+def test_a_text_without_end_does_not_come_into_the_servers_tables(key):
+    content = encode_reply(REPLY)
+    content["clinic"][key] = "x" * 10**7
+    with pytest.raises(BadMessage, match=key):
         decode_reply(content)
 
 

@@ -21,7 +21,12 @@ from fedvox.training.config import expand
 from fedvox_federation.bundle import bundle_sha256, is_approved, read_approvals
 from fedvox_federation.client.clinic import Clinic, refused, take_part
 from fedvox_federation.client.refusals import Refused
-from fedvox_federation.client.sites import real_clinic, simulated_clinic, simulated_name
+from fedvox_federation.client.sites import (
+    presented_attestation,
+    real_clinic,
+    simulated_clinic,
+    simulated_name,
+)
 from fedvox_federation.config import ClinicConfig, approvals_file, from_run_config
 from fedvox_federation.protocol import (
     BadMessage,
@@ -52,7 +57,7 @@ def answer(message: Message, context: Context, app_folder: Path) -> Message:
 
 
 def introduce(message: Message, context: Context, app_folder: Path) -> Message:
-    """Say which clinic this SuperNode is, and nothing else: SCAFFOLD has an order of its own for each.
+    """Say which clinic this SuperNode is, with its attestation, and nothing else: SCAFFOLD has an order for each.
 
     Args:
         message: of the server, with the round's order.
@@ -65,15 +70,16 @@ def introduce(message: Message, context: Context, app_folder: Path) -> Message:
     try:
         order, _ = decode_order(message.content)
         reply = replace(reply, run=order.run, round_number=order.round_number)
-        reply = replace(reply, clinic=_name(context, app_folder))
+        if (own := _own_file(context)) is not None:
+            reply = replace(reply, clinic=own.name, attestation=presented_attestation(own))
+        else:
+            reply = replace(reply, clinic=_simulated_name(context, app_folder))
     except Exception as error:  # noqa: BLE001 - whatever it is, its text must not leave
         reply = replace(reply, refusal=refused(error, reply.round_number))
     return FlowerMessage(content=encode_reply(reply), reply_to=message)
 
 
-def _name(context: Context, app_folder: Path) -> str:
-    if (own := _own_file(context)) is not None:
-        return own.name
+def _simulated_name(context: Context, app_folder: Path) -> str:
     if (number := context.node_config.get("partition-id")) is not None:
         return simulated_name(from_run_config(context.run_config, app_folder), int(str(number)))
     raise _nobody()

@@ -43,6 +43,7 @@ from fedvox_federation.privacy.units import check_delta, sample_rate
 from fedvox_federation.protocol import (
     Array,
     Arrays,
+    BadMessage,
     ClinicReply,
     Refusal,
     RoundOrder,
@@ -246,6 +247,8 @@ class _Part:
                 f"what is not trained has hash {base_sha256[:12]} here, {order.base_sha256[:12]} at the server",
                 "Copy the study's pretrained weights again, and use the same version of torch.",
             )
+        if order.proximal_mu != config.proximal_mu:
+            raise BadMessage(f"proximal_mu is {order.proximal_mu}, agreed on was {config.proximal_mu}")
 
     def _admitted(self, patients: int) -> SiteNoise:
         clinic = self.clinic
@@ -253,8 +256,19 @@ class _Part:
         self._note(patients=patients, sample_rate=plan.sample_rate)
         if isinstance(plan.noise, Excluded):
             raise Refused(Refusal.NOT_ADMITTED, f"this clinic takes no part: {plan.noise.reason}")
+        self._require_delta()
         self._note(noise_multiplier=plan.noise.noise_multiplier)
         return plan.noise
+
+    def _require_delta(self) -> None:
+        """An ε at a larger δ than the study's would be told to everybody as if it were at the study's."""
+        own, studys = self.clinic.budget.delta, self.clinic.config.privacy.delta
+        if own > studys:
+            raise Refused(
+                Refusal.NO_PROMISE,
+                f"this clinic accounts at δ {own:g}, and the study promises δ {studys:g}",
+                "A clinic's budget_delta must be at most the study's privacy.delta.",
+            )
 
     @property
     def _cache(self) -> ReplyCache:
@@ -273,7 +287,12 @@ class _Part:
                 "parameters or too long ago",
                 "Let the server resume its run, or start one under another name.",
             )
-        return replace(found, epsilon_spent=ledger.account().epsilon)
+        return replace(
+            found,
+            epsilon_spent=ledger.account().epsilon,
+            attestation=self.reply.attestation,  # a renewed one, perhaps
+            node_key=self.reply.node_key,
+        )
 
     @property
     def _local_file(self) -> Path:

@@ -6,7 +6,10 @@ import dataclasses
 import hashlib
 import io
 import json
+import logging
 import shutil
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,10 @@ from typing import Any
 import numpy as np
 
 from fedvox import storage
+from fedvox.errors import DataError
 from fedvox_federation.protocol import Array, Arrays, ClinicReply, RoundOrder, arrays_sha256
+
+log = logging.getLogger(__name__)
 
 _KEPT_ROUNDS = 2
 
@@ -48,10 +54,12 @@ class ReplyCache:
     def find(self, order: RoundOrder, asked: str, update_sha256: str) -> ClinicReply | None:
         """The reply to exactly this order, if it is still there and holds the update that the ledger committed."""
         place = self.folder / f"round-{order.round_number:05d}"
-        if not (place / "reply.json").is_file():
+        try:
+            value: dict[str, Any] = json.loads((place / "reply.json").read_text())
+            arrays = read_arrays(place / "arrays.npz")
+        except (OSError, ValueError, DataError) as damaged:
+            log.warning("%s: no answer to send again: %s", place, damaged)
             return None
-        value: dict[str, Any] = json.loads((place / "reply.json").read_text())
-        arrays = read_arrays(place / "arrays.npz")
         if value["asked"] != asked or arrays_sha256(arrays) != update_sha256:
             return None
         return ClinicReply(**{**value["reply"], "arrays": arrays, "replayed": True})
@@ -67,6 +75,15 @@ def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
 
 
 def read_arrays(path: Path) -> Arrays:
-    """The inverse of `write_arrays`; nothing is unpickled."""
-    with np.load(path, allow_pickle=False) as archive:
-        return {str(name): archive[f"array_{n}"] for n, name in enumerate(archive["names"])}
+    """The inverse of `write_arrays`; nothing is unpickled.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {str(name): archive[f"array_{n}"] for n, name in enumerate(archive["names"])}
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(
+            f"{path}: is damaged ({error})", "Restore it from a backup.", file=str(path)
+        ) from error

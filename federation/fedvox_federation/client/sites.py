@@ -127,7 +127,9 @@ def real_clinic(config: FederationConfig, own: ClinicConfig, *, bundle_sha256: s
     return Clinic(
         name=own.name,
         config=config,
-        task=SegmentationTask(config, build(config, pretrained=own.pretrained), store, cohort, device),
+        task=SegmentationTask(
+            config, build(config, pretrained=_weights_of(own, config)), store, cohort, device
+        ),
         folder=Path(expand(own.folder)),
         budget=Budget(own.budget_epsilon, own.budget_delta, own.accountant),
         standing=UNATTESTED if verified is None else standing_of(verified),
@@ -136,6 +138,33 @@ def real_clinic(config: FederationConfig, own: ClinicConfig, *, bundle_sha256: s
         node_key="" if verified is None or trust is None else _read(trust.node_key).decode(),
         bundle_sha256=bundle_sha256,
     )
+
+
+def presented_attestation(own: ClinicConfig) -> str:
+    """The envelope as it lies there, for a server that verifies it; empty where there is none."""
+    if own.trust is None:
+        return ""
+    try:
+        return _read(own.trust.attestation).decode(errors="replace")
+    except ComplianceError as error:
+        log.warning("the clinic's attestation cannot be read: %s", error)
+        return ""
+
+
+def _weights_of(own: ClinicConfig, config: FederationConfig) -> str:
+    """Where a real clinic's weights lie: the server may name a file, and nothing that is fetched from elsewhere.
+
+    An address with variables of the clinic's environment in it would tell them to whoever answers there.
+
+    Raises:
+        ConfigError: it is an address, and not the clinic's own.
+    """
+    if own.pretrained is None and "://" in config.pretrained:
+        raise ConfigError(
+            f"the study's weights are at {config.pretrained}, from where this clinic fetches nothing by itself",
+            "Copy them, and name the copy in the clinic's own file (pretrained: …).",
+        )
+    return own.pretrained or config.pretrained
 
 
 def _own_attestation(trust: TrustSection, study: str, clinic: str) -> VerifiedAttestation | None:

@@ -78,7 +78,7 @@ class Fault(StrEnum):
     STEPS = "steps"
     SAMPLE_RATE = "sample-rate"
     NUMBERS = "numbers"
-    """A number that cannot be: NaN noise, a negative ε, a δ of 1."""
+    """A number that cannot be: NaN noise, a negative ε, a δ of 1 or above the study's."""
     EPSILON_FELL = "epsilon-fell"
     NOT_ELIGIBLE = "not-eligible"
     NOISE = "noise"
@@ -188,6 +188,7 @@ class ReplyChecker:
         self._simulation = simulation
         self._policy = build_policy(config.privacy.policy.name, **config.privacy.policy.options)
         self._names: dict[int, str] = {}
+        self._proven: set[int] = set()  # nodes whose attestation is for the name that they speak for
 
     def check(
         self,
@@ -211,11 +212,12 @@ class ReplyChecker:
         """
         judged = self._registry.judge(reply, node_key)
         result = Checked(node_id, Verdict.ACCEPTED, "", judged.note, reply, standing=judged.standing)
-        fault = _identity(reply, order)
-        if fault is None and reply.refusal is not None:
-            return replace(result, verdict=Verdict.DECLINED, reason=reply.refusal.value)
-        fault = fault or self._speaker(reply, node_id) or _shape_of_update(reply.arrays, arrays)
-        fault = fault or self._numbers(reply) or self._workload(reply) or self._origin(reply)
+        if reply.refusal is not None and _identity(reply, order) is None:
+            return self._declined(replace(result, verdict=Verdict.DECLINED, reason=reply.refusal.value))
+        if (stranger := self._stranger(reply, order, node_id, judged)) is not None:
+            return stranger
+        fault = _shape_of_update(reply.arrays, arrays) or self._numbers(reply) or self._workload(reply)
+        fault = fault or self._origin(reply)
         fault = fault or self._noise(reply, judged)
         if fault is not None:
             return replace(result, verdict=Verdict.REJECTED, reason=fault.value)
@@ -230,12 +232,13 @@ class ReplyChecker:
         """The clinic for which a node spoke; empty before it has."""
         return self._names.get(node_id, "")
 
-    def introduce(self, reply: ClinicReply, order: RoundOrder, node_id: int) -> Checked | None:
+    def introduce(
+        self, reply: ClinicReply, order: RoundOrder, node_id: int, node_key: bytes = b""
+    ) -> Checked | None:
         """Hear which clinic a node speaks for; what is wrong with that, if anything is."""
         if reply.refusal is not None:
             return self.nobody(node_id, Verdict.DECLINED, reply.refusal.value)
-        fault = _identity(reply, order) or self._speaker(reply, node_id)
-        return None if fault is None else self.nobody(node_id, Verdict.REJECTED, fault.value)
+        return self._stranger(reply, order, node_id, self._registry.judge(reply, node_key))
 
     def nobody(self, node_id: int, verdict: Verdict, reason: str = "", note: str = "") -> Checked:
         """A part in the round without a reply that could be read."""
@@ -245,18 +248,40 @@ class ReplyChecker:
         """Forget which clinic a node spoke for that is gone: it may come back as another node."""
         there = set(connected)
         self._names = {node: name for node, name in self._names.items() if node in there}
+        self._proven &= there
 
-    def _speaker(self, reply: ClinicReply, node_id: int) -> Fault | None:
-        known = self._names.get(node_id, reply.clinic)
-        owner = next((node for node, name in self._names.items() if name == reply.clinic), node_id)
-        if (known, owner) != (reply.clinic, node_id):
+    def _declined(self, one: Checked) -> Checked:
+        """A clinic in trouble may not know its own name; whoever uses another's is called by the node's number."""
+        holders = {node for node, name in self._names.items() if name == one.clinic}
+        is_its_own = self._names.get(one.node_id, one.clinic) == one.clinic and holders <= {one.node_id}
+        return one if is_its_own else self.nobody(one.node_id, one.verdict, one.reason)
+
+    def _stranger(
+        self, reply: ClinicReply, order: RoundOrder, node_id: int, judged: Judged
+    ) -> Checked | None:
+        """A reply to another order, or under a name that is not the node's; it stands under no clinic's name."""
+        fault = _identity(reply, order) or self._speaker(reply, node_id, attested=judged.standing.attested)
+        return None if fault is None else self.nobody(node_id, Verdict.REJECTED, fault.value)
+
+    def _speaker(self, reply: ClinicReply, node_id: int, *, attested: bool) -> Fault | None:
+        """Names are kept by who says them first, and go to who can prove them."""
+        if self._names.get(node_id, reply.clinic) != reply.clinic:
             return Fault.OTHER_NAME
+        owners = [node for node, name in self._names.items() if name == reply.clinic and node != node_id]
+        if owners and (not attested or self._proven.issuperset(owners)):
+            return Fault.OTHER_NAME
+        for node in owners:
+            del self._names[node]
         self._names[node_id] = reply.clinic
+        if attested:
+            self._proven.add(node_id)
         return None
 
     def _numbers(self, reply: ClinicReply) -> Fault | None:
         told = (reply.noise_multiplier, reply.sample_rate, reply.delta, reply.seconds)
         if not all(math.isfinite(value) and value >= 0 for value in told):
+            return Fault.NUMBERS
+        if reply.delta > self._config.privacy.delta * (1 + ROUNDING):
             return Fault.NUMBERS
         if not reply.epsilon_spent >= 0:  # NaN too; infinite is the truth where there is no noise
             return Fault.NUMBERS
@@ -271,6 +296,8 @@ class ReplyChecker:
         privacy = self._config.privacy
         if reply.patients < 1 or self.remembered.patients.get(reply.clinic, reply.patients) != reply.patients:
             return Fault.PATIENTS
+        if not self._simulation and reply.patients * privacy.delta >= 1:
+            return Fault.PATIENTS  # to so many, δ promises nothing: no clinic of ours would have trained
         if not 1 <= reply.steps <= self._config.training.steps:
             return Fault.STEPS
         expected = min(privacy.expected_batch / reply.patients, privacy.largest_sample_rate)
@@ -308,7 +335,11 @@ class ReplyChecker:
         return {name: arrays[name] + (value - arrays[name]) * share for name, value in update.items()}
 
     def compare(self, round_of_replies: list[Checked]) -> list[Checked]:
-        """Judge a round's replies beside each other: one clinic twice, one update twice, one far too long."""
+        """Judge a round's replies beside each other: one clinic twice, one update twice, one far too long.
+
+        Args:
+            round_of_replies: of two of one clinic, the first counts.
+        """
         result, clinics, hashes = [], set(), set()
         for one in round_of_replies:
             fault = None

@@ -184,7 +184,7 @@ class Federation:
             missing = {node: key for node, key in nodes.items() if _may_ask(settled.get(node))}
             settled |= {one.node_id: one for one in self._ask(order, missing)}
             replies = self._checker.compare(
-                sorted(settled.values(), key=lambda one: (one.clinic, one.node_id))
+                sorted(settled.values(), key=lambda one: (one.clinic, not one.standing.attested, one.node_id))
             )
             self._stop_at_bad_update(order.round_number, replies)
             enough = sum(one.verdict is Verdict.ACCEPTED for one in replies) >= self.quorum
@@ -258,17 +258,17 @@ class Federation:
         silent = {node: self._checker.nobody(node, Verdict.LATE) for node in strangers}
         for message in self._grid.send_and_receive(messages, timeout=limit) if messages else ():
             node = message.metadata.src_node_id
-            if node in silent and (wrong := self._hear(message, order)) is None:
+            if node in silent and (wrong := self._hear(message, order, nodes[node])) is None:
                 del silent[node]
             elif node in silent and wrong is not None:
                 silent[node] = wrong
         return silent
 
-    def _hear(self, message: Message, order: RoundOrder) -> Checked | None:
+    def _hear(self, message: Message, order: RoundOrder, node_key: bytes) -> Checked | None:
         reply = self._decode(message)
         if isinstance(reply, Checked):
             return reply
-        return self._checker.introduce(reply, order, message.metadata.src_node_id)
+        return self._checker.introduce(reply, order, message.metadata.src_node_id, node_key)
 
     def _correction(self, node: int) -> Arrays:
         """That of the clinic behind a node; empty where there is none."""

@@ -11,12 +11,14 @@ import yaml
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedvox.errors import ConfigError
 from fedvox_federation.bundle import approve, bundle_sha256
 from fedvox_federation.client.app import answer, introduce
 from fedvox_federation.client.model import build
 from fedvox_federation.client.sites import real_clinic
-from fedvox_federation.config import ClinicConfig
-from fedvox_federation.privacy.noise_policy import UNATTESTED
+from fedvox_federation.config import ClinicConfig, from_run_config
+from fedvox_federation.privacy.ledger import PrivacyLedger
+from fedvox_federation.privacy.noise_policy import NO_PRIVACY, UNATTESTED
 from fedvox_federation.protocol import ClinicReply, Refusal, RoundOrder, decode_reply, encode_order
 
 
@@ -171,3 +173,39 @@ def test_a_simulation_runs_the_version_in_the_apps_folder_and_not_the_installed_
     )
     assert done.returncode == 0, done.stderr
     assert "2 turns of 2 steps" in done.stdout
+
+
+def test_a_server_cannot_make_a_clinic_fetch_weights_from_an_address(make_config, own_file, monkeypatch):
+    """`s3://somebody/$SECRET` would tell a variable of the clinic's environment to whoever answers there."""
+    monkeypatch.setattr("fedvox_federation.client.sites.build", lambda *_, **__: pytest.fail("was opened"))
+    config = make_config(pretrained="s3://somebody/$AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(ConfigError, match="fetches nothing"):
+        real_clinic(config, ClinicConfig(**yaml.safe_load(own_file.read_text())))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "privacy.epsilon=1000",
+        "privacy.delta=0.05 privacy.epsilon=100",
+        "rounds=100000 privacy.epsilon=500",
+        "privacy.clipping_norm=1e6 privacy.epsilon=1000",
+        "privacy.largest_sample_rate=1.0 privacy.expected_batch=100 privacy.epsilon=1000",
+        "name=another privacy.epsilon=1000",
+        f"'privacy.policy={{name: none, options: {{acknowledge: {NO_PRIVACY}}}}}'",
+    ],
+)
+def test_whatever_a_server_orders_the_clinics_budget_holds(ask, app, own_file, overrides, tmp_path):
+    """The overrides of a run are the server's own; the clinic's ledger is not."""
+    approve(tmp_path / "own" / "approved-bundles.json", app, by="test")
+    run_config = {"config": "study.yaml", "set": overrides}
+    config = from_run_config(run_config, app)
+    model = build(config).federated
+    for number in (1, 2, 1, 2):
+        order = RoundOrder(config.name, number, config.rounds, config.sha256, model.base_sha256)
+        content = encode_order(order, model.arrays())
+        reply = ask({"clinic": str(own_file)}, run_config=run_config, content=content)
+        assert reply.refusal is not None or reply.epsilon_spent <= 8.0
+    ledger = tmp_path / "own" / "ledger"
+    if ledger.exists():
+        assert PrivacyLedger(ledger).account().recompute() <= 8.0

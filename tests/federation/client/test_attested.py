@@ -5,7 +5,7 @@ import pytest
 from fedvox_compliance.keys import SigningKey
 from fedvox_compliance.trust_file import save_trust_store
 from fedvox_federation.client.clinic import take_part
-from fedvox_federation.client.sites import real_clinic
+from fedvox_federation.client.sites import presented_attestation, real_clinic
 from fedvox_federation.config import ClinicConfig
 from fedvox_federation.credentials import make_node_key
 from fedvox_federation.privacy.noise_policy import UNATTESTED
@@ -60,3 +60,12 @@ def test_an_attestation_for_another_study_or_node_counts_as_none(open_clinic, tm
     assert open_clinic(node_key=str(other)).standing == UNATTESTED
     assert "other study" in caplog.text
     assert "other node key" in caplog.text
+
+
+def test_a_supernode_that_says_who_it_is_shows_its_attestation(open_clinic, papers):
+    own = ClinicConfig(
+        name="Klinik Nord", store="-", folder="-", budget_epsilon=8.0, budget_delta=1e-3, trust=papers[0]
+    )
+    assert presented_attestation(own) == open_clinic().attestation
+    lost = own.trust.model_copy(update={"attestation": "/nowhere"})
+    assert presented_attestation(own.model_copy(update={"trust": lost})) == ""

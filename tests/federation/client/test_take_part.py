@@ -140,6 +140,7 @@ def test_without_noise_epsilon_is_infinite_and_no_ledger_is_opened(open_hospital
         ({"run": "another"}, Refusal.OTHER_CONFIG),
         ({"config_sha256": "0" * 64}, Refusal.OTHER_CONFIG),
         ({"base_sha256": "0" * 64}, Refusal.OTHER_WEIGHTS),
+        ({"proximal_mu": 0.5}, Refusal.BAD_ORDER),
     ],
 )
 def test_an_order_for_something_else_is_refused(open_hospital, fields, refusal):
@@ -276,3 +277,38 @@ def test_every_scope_trains_what_it_sends_in_both_modes(open_hospital, scope, mo
     assert all((reply.arrays[name] != site.arrays[name]).any() for name in site.arrays)
     after = site.clinic.task.model.network.state_dict()
     assert all(torch.equal(after[name], value) for name, value in frozen.items())
+
+
+def test_a_clinic_that_accounts_at_a_larger_delta_than_the_studys_takes_no_part(open_hospital):
+    site = open_hospital()
+    clinic = dataclasses.replace(site.clinic, budget=Budget(epsilon=8.0, delta=1e-2))
+    assert take_part(site.arrays, site.order, clinic).refusal is Refusal.NO_PROMISE
+    assert not (clinic.folder / "ledger").exists()
+
+
+@pytest.mark.parametrize("file", ["reply.json", "arrays.npz"])
+def test_an_answer_that_is_damaged_on_disk_is_not_sent_and_not_trained_again(open_hospital, file):
+    site = open_hospital()
+    take_part(site.arrays, site.order, site.clinic)
+    (site.clinic.run_folder / "round-00001" / file).write_bytes(b"PK\x03\x04 torn")
+    again = open_hospital()
+    assert take_part(site.arrays, site.order, again.clinic).refusal is Refusal.ALREADY_ANSWERED
+    assert len(again.clinic.ledger().account().reservations) == 1
+
+
+def test_an_answer_that_is_sent_again_carries_the_attestation_of_today(open_hospital):
+    site = open_hospital()
+    first = take_part(site.arrays, site.order, dataclasses.replace(site.clinic, attestation="old"))
+    renewed = dataclasses.replace(open_hospital().clinic, attestation="renewed")
+    again = take_part(site.arrays, site.order, renewed)
+    assert (again.replayed, again.update_sha256) == (True, first.update_sha256)
+    assert again.attestation == "renewed"
+
+
+def test_local_norms_that_are_damaged_on_disk_are_named_and_nothing_is_booked(open_hospital, caplog):
+    site = open_hospital(training={"local_norms": True})
+    site.clinic.run_folder.mkdir(parents=True)
+    (site.clinic.run_folder / "local.npz").write_bytes(b"torn")
+    assert take_part(site.arrays, site.order, site.clinic).refusal is Refusal.DATA
+    assert "local.npz" in caplog.text
+    assert site.clinic.ledger().account().epsilon == 0

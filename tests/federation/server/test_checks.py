@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 from fedvox_federation.client.clinic import plan_noise
-from fedvox_federation.privacy.noise_policy import Standing
-from fedvox_federation.protocol import Refusal, arrays_sha256
-from fedvox_federation.server.checks import Fault, Remembered, Verdict
+from fedvox_federation.privacy.noise_policy import UNATTESTED, Standing
+from fedvox_federation.protocol import ClinicReply, Refusal, arrays_sha256
+from fedvox_federation.server.checks import Fault, Remembered, ReplyChecker, Verdict
+from fedvox_federation.server.standings import Judged
+
+FULL = Standing(1.0, 4, eligible=True, attested=True)
 
 
 def judged(fed, number=1, checker=None, config=None, **changes):
@@ -51,6 +54,7 @@ def test_an_honest_update_is_accepted_with_its_length_and_contribution(fed):
         (Fault.NUMBERS, {"epsilon_spent": math.nan}),
         (Fault.NUMBERS, {"epsilon_spent": -1.0}),
         (Fault.NUMBERS, {"delta": 1.0}),
+        (Fault.NUMBERS, {"delta": 2e-3}),  # an ε at a larger δ than the study's
         (Fault.NOISE, {"noise": 0.2}),
         (Fault.NOISE, {"noise": 0.0}),
         (Fault.NOT_ELIGIBLE, {"clinic": "no hospital of this simulation"}),
@@ -172,6 +176,59 @@ def test_two_nodes_do_not_speak_for_one_clinic_nor_one_node_for_two(fed):
     assert checker.check(other, order, fed.arrays, node_id=1).reason == Fault.OTHER_NAME
     checker.keep_nodes([2])  # node 1 is gone; its clinic came back as node 2
     assert checker.check(reply, order, fed.arrays, node_id=4).reason == ""
+
+
+class Papers:
+    """Knows a clinic by its node's key."""
+
+    def __init__(self, **keys):
+        self.keys = keys
+
+    def judge(self, reply, node_key):
+        return Judged(FULL if self.keys.get(reply.clinic) == node_key else UNATTESTED)
+
+
+def in_earnest(fed, registry, **privacy):
+    config = fed.config(privacy={"admit_unattested": True, **privacy})
+    return ReplyChecker(config, registry, simulation=False), fed.order(config=config)
+
+
+def test_a_name_belongs_to_who_can_prove_it_and_not_to_who_said_it_first(fed):
+    checker, order = in_earnest(fed, Papers(Nord=b"nord"))
+    reply = fed.honest(order, fed.arrays, 1, clinic="Nord", noise=9.0)
+    thief = fed.honest(order, fed.arrays, 2, clinic="Nord", noise=9.0)
+    assert checker.check(thief, order, fed.arrays, node_id=2, node_key=b"other").verdict is Verdict.ACCEPTED
+    assert checker.check(reply, order, fed.arrays, node_id=1, node_key=b"nord").verdict is Verdict.ACCEPTED
+    found = checker.check(thief, order, fed.arrays, node_id=2, node_key=b"other")
+    assert (found.reason, found.clinic) == (Fault.OTHER_NAME, "node 2")
+    again = fed.order(2, fed.config())
+    for node, key, wrong in ((2, b"other", "other-name"), (1, b"nord", None)):
+        heard = checker.introduce(ClinicReply("Nord", again.run, 2), again, node, key)
+        assert (heard.reason if heard else None) == wrong
+
+
+def test_what_is_said_under_anothers_name_stands_under_the_nodes_number(fed):
+    """Else anybody could fill another clinic's row, up to the federation's ε."""
+    checker, order = fed.checker(), fed.order()
+    checker.check(fed.honest(order, fed.arrays, 1), order, fed.arrays, node_id=1)
+    dear = fed.honest(order, fed.arrays, 1, epsilon_spent=1e9)
+    refusal = dataclasses.replace(dear, refusal=Refusal.FAILED, arrays={})
+    ugly = dataclasses.replace(dear, clinic="x\x1b[2J")
+    for reply in (dear, refusal, ugly):
+        found = checker.check(reply, order, fed.arrays, node_id=2)
+        assert (found.clinic, found.reply) == ("node 2", None)
+    # A clinic that could not even read its own name may find it again.
+    lost = dataclasses.replace(refusal, clinic="partition 2")
+    assert checker.check(lost, order, fed.arrays, node_id=3).clinic == "partition 2"
+    assert checker.check(fed.honest(order, fed.arrays, 3), order, fed.arrays, node_id=3).reason == ""
+
+
+@pytest.mark.parametrize(("patients", "fault"), [(999, ""), (1000, "patients"), (2**62, "patients")])
+def test_no_clinic_takes_the_model_over_by_claiming_more_patients_than_delta_protects(fed, patients, fault):
+    checker, order = in_earnest(fed, Papers())
+    rate = 2.0 / patients
+    reply = fed.honest(order, fed.arrays, noise=9.0, patients=patients, sample_rate=rate)
+    assert checker.check(reply, order, fed.arrays).reason == fault
 
 
 def test_a_round_counts_no_clinic_and_no_update_twice(fed):
