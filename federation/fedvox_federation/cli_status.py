@@ -33,6 +33,8 @@ def status(
         )
     last = journal.rounds[-1] if journal.rounds else None
     now = f"{found['phase']} (round {found['round']})" if "round" in found else found["phase"]
+    if "answered" in found:
+        now += f", {found['answered']} of {found.get('clinics', '?')} have answered"
     lines = [
         f"{found['name']}: {now}, {found.get('rounds_done', 0)} of {found['rounds']} rounds done, "
         f"{time.time() - found['updated']:.0f} s ago"

@@ -28,6 +28,7 @@ from fedvox_federation.client.sites import (
     simulated_name,
 )
 from fedvox_federation.config import ClinicConfig, approvals_file, from_run_config
+from fedvox_federation.logs import show_log
 from fedvox_federation.protocol import (
     BadMessage,
     ClinicReply,
@@ -101,6 +102,7 @@ def _reply(message: Message, context: Context, app_folder: Path) -> ClinicReply:
     nobody = replace(nobody, run=order.run, round_number=order.round_number)
     try:
         if (own := _own_file(context)) is not None:
+            show_log()  # of simulated hospitals, a hundred to a process, nobody reads it
             nobody = replace(nobody, clinic=own.name)
         clinic = open_clinic(context, app_folder)
     except Exception as error:  # noqa: BLE001 - whatever it is, its text must not leave

@@ -15,7 +15,9 @@ for small networks and patches, where one patient leaves the device idle; only f
 
 from __future__ import annotations
 
+import logging
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,11 +31,15 @@ from fedvox_federation.dp_sgd.randomness import Randomness, SystemRandomness, po
 from fedvox_federation.errors import PrivacyError
 from fedvox_federation.privacy.accountant import Phase
 
+log = logging.getLogger(__name__)
+
 Tensors = tuple[Tensor, ...]
 Patient = Callable[[], Tensors]
 Loss = Callable[[nn.Module, Tensors], Tensor]
 Mode = Literal["loop", "hooks"]
 
+TELL_EVERY_S = 10.0
+"""Between two lines on progress in the clinic's own log."""
 _ROUNDING = 1e-6
 """Clipped norms stay this much (relative) below the bound, so that rounding does not lift them above it."""
 
@@ -136,9 +142,13 @@ class PrivateTrainer:
             )
         self.model.train()
         reports = []
-        for _ in range(steps):
+        told = time.monotonic()
+        for number in range(1, steps + 1):
             drawn = poisson_sample(self._randomness, len(patients), self.settings.sample_rate)
             reports.append(self.step([patients[index] for index in drawn]))
+            if (now := time.monotonic()) - told >= TELL_EVERY_S:
+                told = now
+                log.info("step %d of %d", number, steps)
         return reports
 
     def step(self, drawn: Sequence[Patient]) -> StepReport:

@@ -8,19 +8,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from fedvox import storage
 from fedvox.data.store import BrickStore
-from fedvox.errors import CheckpointError, ConfigError, FedvoxError
+from fedvox.errors import CheckpointError, ConfigError, FedvoxError, RunError
 from fedvox.inference.device import choose_device
+from fedvox.storage import Location
 from fedvox.training.config import expand
 from fedvox.training.release import write_release
 from fedvox_federation.client.model import SegmentationModel, build
 from fedvox_federation.client.tasks import Cohort, SegmentationTask
 from fedvox_federation.config import FederationConfig
+from fedvox_federation.logs import show_log
 from fedvox_federation.protocol import Arrays
 from fedvox_federation.server.checks import Remembered, ReplyChecker
 from fedvox_federation.server.figures import draw_curves
@@ -43,20 +44,63 @@ def serve(grid: Any, config: FederationConfig) -> None:
     Raises:
         FedvoxError: with what to do; `status.json` of the run says it too.
     """
-    _show_log()
-    journal = Journal(storage.locate(expand(config.output)).child(config.name))
-    with _told_at_the_end(journal, config):
-        model = build(config)
-        federation, start = _federation(grid, config, journal, model)
-        if start.round_number:
-            log.info("going on after round %d of %d", start.round_number, config.rounds)
-        log.info("run directory %s", journal.run.location.uri)
-        arrays = federation.run()
-        _release(config, journal, model, arrays)
+    show_log()
+    folder = storage.locate(expand(config.output)).child(config.name)
+    with only_server(folder) as may_write:
+        journal = Journal(folder)
+        with _told_at_the_end(journal, config):
+            model = build(config)
+            federation, start = _federation(grid, config, journal, model, may_write)
+            if start.round_number:
+                log.info("going on after round %d of %d", start.round_number, config.rounds)
+            log.info("run directory %s", folder.uri)
+            arrays = federation.run()
+            may_write()
+            _release(config, journal, model, arrays)
+
+
+class TakenOver(RunError):
+    """Another server works on this run now."""
+
+
+@contextlib.contextmanager
+def only_server(folder: Location) -> Iterator[Callable[[], None]]:
+    """Keep a second server away from a run, whose rounds it would count and write as well.
+
+    Args:
+        folder: the run directory.
+
+    Yields:
+        What raises `TakenOver` once another server has taken the run, because this one had stood still for too long.
+
+    Raises:
+        TakenOver: a living server has it.
+    """
+    taken: list[storage.Holder] = []
+
+    def may_write() -> None:
+        if taken:
+            raise TakenOver(
+                f"run {folder.uri} was taken over by process {taken[0].pid} on {taken[0].host}",
+                "This server had stood still for too long; the other one goes on.",
+            )
+
+    try:
+        with storage.lease(folder.child("server.json"), taken.append):
+            yield may_write
+    except storage.Held as other:
+        raise TakenOver(
+            f"run {folder.uri} has a server already: {other}",
+            f"Watch it with `fedvox-federation status {folder.uri}`, or give this run another name (name=…).",
+        ) from other
 
 
 def _federation(
-    grid: Any, config: FederationConfig, journal: Journal, model: SegmentationModel
+    grid: Any,
+    config: FederationConfig,
+    journal: Journal,
+    model: SegmentationModel,
+    may_write: Callable[[], None],
 ) -> tuple[Federation, Snapshot]:
     strategy, simulation = config.strategy, is_simulation(grid)
     private = config.privacy.policy.name != "none"
@@ -79,7 +123,7 @@ def _federation(
     checker = ReplyChecker(config, registry, simulation=simulation, remembered=remembered)
     federation = Federation(
         config, grid, aggregator, checker, journal, start,
-        base_sha256=model.federated.base_sha256, judge=_judge(config, model),
+        base_sha256=model.federated.base_sha256, judge=_judge(config, model), may_write=may_write,
     )  # fmt: skip
     return federation, start
 
@@ -155,10 +199,16 @@ def _told_at_the_end(journal: Journal, config: FederationConfig) -> Iterator[Non
     """Draws the curves and says how the run ended, however it did."""
     try:
         yield
+    except TakenOver:
+        raise  # the tables are the other server's
     except FedvoxError as error:
         log.error("%s", error)
         journal.tell("stopped", config, error=error.message, remedy=error.remedy, **_how_far(journal))
         draw_curves(journal, config.name)
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        journal.tell("stopped", config, error=what, remedy="See the server's log.", **_how_far(journal))
         raise
     journal.tell("finished", config, **_how_far(journal))
     draw_curves(journal, config.name)
@@ -167,14 +217,3 @@ def _told_at_the_end(journal: Journal, config: FederationConfig) -> Iterator[Non
 def _how_far(journal: Journal) -> dict[str, Any]:
     last = journal.rounds[-1] if journal.rounds else {"round": 0, "epsilon": 0.0, "worst_clinic": ""}
     return {"rounds_done": last["round"], "epsilon": last["epsilon"], "worst_clinic": last["worst_clinic"]}
-
-
-def _show_log() -> None:
-    """Flower configures its own log and nobody else's."""
-    ours = logging.getLogger("fedvox_federation")
-    ours.setLevel(logging.INFO)
-    if not ours.handlers and not logging.getLogger().handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        ours.addHandler(handler)
-        ours.propagate = False  # Ray gives the root logger a handler of its own, later

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 from flwr.app import Message, MessageType, RecordDict
 
@@ -32,6 +30,7 @@ from fedvox_federation.protocol import (
     with_correction,
 )
 from fedvox_federation.server.checks import BAD_UPDATES, Checked, Fault, ReplyChecker, Verdict
+from fedvox_federation.server.exchange import Grid, Time, exchange
 from fedvox_federation.server.journal import (
     Journal,
     RoundLine,
@@ -57,28 +56,8 @@ Judge = Callable[[Arrays], float]
 """Global model -> its score on data of the study's own."""
 
 
-class Grid(Protocol):
-    """What the rounds need of Flower's grid."""
-
-    def get_nodes(self) -> Iterable[Any]:
-        """The connected nodes, with `node_id` and `public_key`."""
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Replies that come before the timeout."""
-
-
 class TooFewClinics(RunError):
     """Not enough clinics are connected, or not enough of their updates can be used."""
-
-
-@dataclass(frozen=True)
-class Time:
-    """The clock and the pause, so that tests need not wait."""
-
-    now: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
 
 
 class Federation:
@@ -93,6 +72,7 @@ class Federation:
         start: from where to go on; round 0 for a new run.
         base_sha256: of what is not sent.
         judge: of the global model; None judges nothing.
+        may_write: raises where another server has taken the run over; see `only_server`.
         clock: see `Time`.
     """
 
@@ -107,6 +87,7 @@ class Federation:
         *,
         base_sha256: str,
         judge: Judge | None = None,
+        may_write: Callable[[], None] | None = None,
         clock: Time | None = None,
     ) -> None:
         self.config = config
@@ -118,6 +99,7 @@ class Federation:
         self._done = start.round_number
         self._base_sha256 = base_sha256
         self._judge = judge
+        self._may_write = may_write or (lambda: None)
         self._clock = clock or Time()
         aggregator.restore(start.strategy)
         self._controls = ControlVariates.of(config)
@@ -229,7 +211,6 @@ class Federation:
         """What each node answers before the deadline, judged by itself."""
         answered = self._introduced(order, nodes)
         told = [node for node in nodes if node not in answered]
-        self._tell("training", order.round_number, clinics=len(told))
         deadline = self.config.server.deadline_s
         common = encode_order(order, self.arrays)
         messages = []
@@ -237,11 +218,29 @@ class Federation:
             correction = self._correction(node)
             content = encode_order(order, with_correction(self.arrays, correction)) if correction else common
             messages.append(_message(MessageType.TRAIN, content, node, deadline))
-        for message in self._grid.send_and_receive(messages, timeout=deadline):
+        progress = self._progress(order.round_number, len(told))
+        for message in exchange(self._grid, messages, deadline, self._clock):
             node = message.metadata.src_node_id
             if node in nodes:
                 answered[node] = self._read(message, order, nodes[node])
+                progress()
         return [answered.get(node) or self._checker.nobody(node, Verdict.LATE) for node in nodes]
+
+    def _progress(self, number: int, clinics: int) -> Callable[[], None]:
+        """What to call at each answer: tells how many there are, at most every ten seconds."""
+        began = told = self._clock.now()
+        answered = 0
+        self._tell("training", number, clinics=clinics, answered=0)
+
+        def one_more() -> None:
+            nonlocal answered, told
+            answered, now = answered + 1, self._clock.now()
+            if now - told >= _TELL_EVERY_S:
+                told = now
+                log.info("round %d: %d of %d have answered, %.0f s", number, answered, clinics, now - began)
+                self._tell("training", number, clinics=clinics, answered=answered)
+
+        return one_more
 
     def _introduced(self, order: RoundOrder, nodes: dict[int, bytes]) -> dict[int, Checked]:
         """Those that are not asked for an update, since they did not say which clinic they are.
@@ -256,7 +255,7 @@ class Federation:
         content = encode_order(order, {})
         messages = [_message(MessageType.QUERY, content, node, limit) for node in strangers]
         silent = {node: self._checker.nobody(node, Verdict.LATE) for node in strangers}
-        for message in self._grid.send_and_receive(messages, timeout=limit) if messages else ():
+        for message in exchange(self._grid, messages, limit, self._clock):
             node = message.metadata.src_node_id
             if node in silent and (wrong := self._hear(message, order, nodes[node])) is None:
                 del silent[node]
@@ -348,6 +347,7 @@ class Federation:
             for one in replies
         ]
         log.info("%s", round_table(rows, vars(line)))
+        self._may_write()
         # The state comes last: without it the round is done again, and its lines are replaced.
         self._journal.end_round(line, rows)
         memory = self._aggregator.state() | (self._controls.state() if self._controls is not None else {})

@@ -85,6 +85,16 @@ def test_a_clinic_answers_to_code_that_it_approved_and_to_no_other(ask, app, own
     assert bundle_sha256(app) in caplog.text
 
 
+def test_a_clinics_own_log_tells_how_far_its_training_is(ask, app, own_file, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("fedvox_federation.dp_sgd.training.TELL_EVERY_S", 0.0)
+    approve(tmp_path / "own" / "approved-bundles.json", app, by="test")
+    with caplog.at_level("WARNING", "fedvox_federation"):  # what it is in a process of Flower's
+        caplog.handler.setLevel("INFO")
+        assert ask({"clinic": str(own_file)}).refusal is None
+    assert "step 1 of 2" in caplog.text
+    assert "round 1: mean loss" in caplog.text
+
+
 def test_a_clinic_reads_no_configuration_from_outside_the_approved_app(ask, app, own_file, tmp_path):
     approve(tmp_path / "own" / "approved-bundles.json", app, by="Dr. No")
     shutil.copy(app / "study.yaml", tmp_path / "elsewhere.yaml")

@@ -58,6 +58,7 @@ class FakeGrid:
         self.introduced = []
         self.asked = []
         self.sent = []
+        self._waiting = {}  # message -> reply that has not been fetched
 
     def get_node_ids(self):
         return list(self.clinics)
@@ -65,14 +66,24 @@ class FakeGrid:
     def get_nodes(self):
         return [SimpleNamespace(node_id=node, public_key=b"") for node in self.clinics]
 
-    def send_and_receive(self, messages, *, timeout=None):
+    def pull_messages(self, message_ids):
+        return [self._waiting.pop(one) for one in list(self._waiting) if one in message_ids]
+
+    def push_messages(self, messages):
+        messages = list(messages)
+        for number, message in enumerate(messages):
+            message.metadata.__dict__["_message_id"] = f"m{len(self.asked)}-{len(self.introduced)}-{number}"
+        for reply in self._replies(messages):
+            self._waiting[reply.metadata.reply_to_message_id] = reply
+        return [message.metadata.message_id for message in messages]
+
+    def _replies(self, messages):
         from flwr.app import Error, Message
 
         replies = []
         for message in messages:
             node = message.metadata.dst_node_id
             order, arrays = decode_order(message.content)
-            message.metadata.__dict__["_message_id"] = f"m{len(self.asked)}-{len(self.introduced)}"
             if message.metadata.message_type == "query":
                 self.introduced.append(node)
                 name = self.names.get(node, f"hospital_{node:02d}")

@@ -2,19 +2,26 @@
 
 import csv
 import dataclasses
+import functools
 import io
 import json
+import logging
 import math
+import os
+import time
 
 import numpy as np
 import pytest
 
+from fedvox import storage
 from fedvox.errors import CheckpointError, ConfigError, DataError, RunError
 from fedvox.storage import locate
 from fedvox_federation.protocol import Refusal, encode_reply
+from fedvox_federation.server.app import TakenOver, only_server
 from fedvox_federation.server.checks import Remembered
+from fedvox_federation.server.exchange import Time
 from fedvox_federation.server.journal import Journal
-from fedvox_federation.server.rounds import Federation, Time, TooFewClinics
+from fedvox_federation.server.rounds import Federation, TooFewClinics
 from fedvox_federation.server.snapshot import Snapshot, load_snapshot, save_snapshot
 from fedvox_federation.server.strategies import build_aggregator
 
@@ -218,7 +225,7 @@ def test_waiting_asks_only_those_again_that_are_missing(fed, start_run):
     federation = start_run({1: good(fed, 1), 2: third_time}, config, clock=clock)
     federation.run()
     assert federation.grid.asked == [(1, 1), (1, 2), (1, 2), (1, 2)]
-    assert clock.pauses == [60.0, 60.0]
+    assert [pause for pause in clock.pauses if pause > 1] == [60.0, 60.0]
 
 
 def test_waiting_ends(fed, start_run):
@@ -331,6 +338,68 @@ def test_an_update_of_before_the_kill_is_known_after_it(fed, start_run):
     assert len(federation._checker.remembered.updates) == 9
     assert federation.run() is federation.arrays  # nothing is left to do
     assert federation.grid.asked == []
+
+
+def test_answers_are_told_as_they_come_and_who_is_silent_is_waited_for_until_the_deadline(
+    fed, start_run, federation_command, tmp_path, caplog
+):
+    """One clinic in thirty seconds; the last of four never."""
+    clock = Clock()
+    grid = fed.grid({**everybody(fed, 3), 4: lambda order, arrays: None})
+    pull, shown = grid.pull_messages, []
+
+    def slowly(ids):
+        due = int(clock.seconds // 30)
+        came = pull([one for one in grid._waiting if one in ids][: max(0, due - (4 - len(ids)))])
+        if came and clock.seconds > 60:
+            shown.append(federation_command("status", tmp_path / "run").out)
+        return came
+
+    grid.pull_messages = slowly
+    config = fed.config(rounds=1, server={"deadline_s": 150.0, "min_clinics": 3})
+    with caplog.at_level(logging.INFO, "fedvox_federation"):
+        start_run(grid, config, clock=clock).run()
+    assert "round 1: 2 of 4 have answered, 61 s" in caplog.text
+    assert "training (round 1), 2 of 4 have answered" in shown[-1]
+    assert 150 <= clock.seconds < 152
+    assert max(clock.pauses) <= 1
+
+
+def until_taken(may_write):
+    for _ in range(500):
+        time.sleep(0.01)
+        try:
+            may_write()
+        except TakenOver as told:
+            assert "taken over by process 1 on elsewhere" in str(told)  # noqa: PT017
+            return
+    pytest.fail("never told")
+
+
+def test_a_second_server_is_kept_from_a_run_and_learns_who_has_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "lease", functools.partial(storage.lease, beat_s=0.02, stale_s=2.0))
+    folder = locate(tmp_path / "run")
+    with only_server(folder) as may_write:
+        with pytest.raises(TakenOver, match=f"process {os.getpid()}"), only_server(folder):
+            pytest.fail("two servers")
+        may_write()
+    with only_server(folder) as may_write:  # given back
+        other = dataclasses.replace(storage.Holder.this_process(), pid=1, host="elsewhere")
+        (tmp_path / "run" / "server.json").write_text(json.dumps(dataclasses.asdict(other)))
+        until_taken(may_write)
+
+
+def test_a_server_that_was_taken_over_writes_nothing_of_its_round(fed, start_run):
+    federation = start_run(everybody(fed))
+
+    def lost():
+        raise TakenOver("run was taken over")
+
+    federation._may_write = lost
+    with pytest.raises(TakenOver):
+        federation.run()
+    assert federation.journal.rounds == []
+    assert load_snapshot(federation.journal.state) is None
 
 
 def test_a_run_is_not_resumed_with_other_settings(fed, start_run):
