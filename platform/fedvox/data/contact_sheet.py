@@ -17,7 +17,7 @@ from fedvox.storage import write_atomic
 
 SHEET_FILE = "ingest/contact_sheet.png"
 _CT_WINDOW_HU = (-160.0, 240.0)  # soft tissue
-_COLORS = np.array(  # Okabe & Ito's palette, which color-blind people can tell apart
+COLORS = np.array(  # Okabe & Ito's palette, which color-blind people can tell apart
     [
         (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66),
         (0, 114, 178), (213, 94, 0), (204, 121, 167),
@@ -96,11 +96,26 @@ def case_slice(store: BrickStore, row: int, axis: int) -> np.ndarray:
     start, size = [0, 0, 0], list(record.shape)
     start[axis], size[axis] = _middle(store, row)[axis], 1
     image, label = store.read_patch(row, start, size)
-    plane = np.squeeze(image[0], axis=axis).astype(np.float64)
-    gray = _windowed(plane, store.meta.modality)
+    plane = np.squeeze(image[0], axis=axis)
+    return painted(plane, None if label is None else np.squeeze(label, axis=axis), axis, store.meta.modality)
+
+
+def painted(plane: np.ndarray, label: np.ndarray | None, axis: int, modality: str) -> np.ndarray:
+    """One plane as a picture.
+
+    Args:
+        plane: intensities, (rows, columns) of the volume.
+        label: label map of the plane, or None.
+        axis: that the plane is perpendicular to: 0 axial, 1 coronal, 2 sagittal.
+        modality: decides the window.
+
+    Returns:
+        RGB (rows, columns, 3), uint8; head or front up, the patient's right on the left.
+    """
+    gray = _windowed(plane.astype(np.float64), modality)
     picture = np.repeat(gray[..., None], 3, axis=-1)
     if label is not None:
-        picture = _overlaid(picture, np.squeeze(label, axis=axis))
+        picture = _overlaid(picture, label)
     upright = picture[::-1]  # z grows to the head, y to the front: both belong on top
     return (upright if axis == 2 else upright[:, ::-1]).astype(np.uint8)
 
@@ -125,6 +140,6 @@ def _overlaid(picture: np.ndarray, label: np.ndarray) -> np.ndarray:
     edge[1:] |= label[1:] != label[:-1]
     edge[:, 1:] |= label[:, 1:] != label[:, :-1]
     inside = label > 0
-    color = _COLORS[(label.astype(np.int64) - 1) % len(_COLORS)]
+    color = COLORS[(label.astype(np.int64) - 1) % len(COLORS)]
     strength = np.where(edge & inside, 1.0, np.where(inside, _FILL, 0.0))[..., None]
     return np.asarray(picture * (1 - strength) + color * strength)

@@ -133,7 +133,7 @@ class Decisions:
             case = find_living_case(connection, item.case_id)
             return shown_version(connection, case, item.purpose, item.round)
 
-    def reviews(self, *, round: int | None, case_id: str | None) -> list[Review]:  # noqa: A002 - the field's word
+    def reviews(self, *, round: int | None, case_id: str | None) -> list[Review]:
         """See `LabelStore.reviews`."""
         table, cases = schema.reviews, schema.cases
         wanted = (

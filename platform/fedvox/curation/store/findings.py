@@ -31,7 +31,7 @@ class FindingTable:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def replace(self, round: int, findings: Sequence[Finding], *, actor: str) -> None:  # noqa: A002
+    def replace(self, round: int, findings: Sequence[Finding], *, actor: str) -> None:
         """Write a round's findings in place of those it had, all of them or none."""
         table = schema.findings
         with self._database.write() as connection:
@@ -54,7 +54,7 @@ class FindingTable:
                 connection.execute(insert(table), rows)
             note(connection, actor, "findings", round=round, count=len(rows))
 
-    def of(self, *, round: int | None = None, case_id: str | None = None) -> list[Finding]:  # noqa: A002
+    def of(self, *, round: int | None = None, case_id: str | None = None) -> list[Finding]:
         """Findings, the gravest of a case first; of one round or case, or all."""
         table, cases = schema.findings, schema.cases
         wanted = (

@@ -35,6 +35,7 @@ from fedvox.curation.store.records import (
     Case,
     NewCase,
     NewVersion,
+    QueueItem,
     Review,
     Source,
     Verdict,
@@ -273,7 +274,7 @@ class LabelStore:
         mask: Array,
         source: Source,
         *,
-        round: int,  # noqa: A002 - the field's word
+        round: int,
         actor: str,
         reason: str = "",
         move_head: bool = False,
@@ -282,7 +283,7 @@ class LabelStore:
         new = NewVersion(case_id, self.write_mask(case_id, mask), source, round=round, reason=reason)
         return self.record_versions([new], actor=actor, move_head=move_head)[0]
 
-    def versions(self, case_id: str, *, round: int | None = None) -> list[Version]:  # noqa: A002
+    def versions(self, case_id: str, *, round: int | None = None) -> list[Version]:
         """The versions of a case in order, or only those of one round.
 
         Raises:
@@ -318,6 +319,14 @@ class LabelStore:
             return heads(connection, at_round)
 
     # ---- decisions -----------------------------------------------------------------------------------------
+
+    def shown_version(self, item: QueueItem) -> int | None:
+        """The version that the reader of an item gets to see: the head; for a second opinion, what the first saw.
+
+        Raises:
+            DataError: unknown_case or case_deleted.
+        """
+        return self._decisions.shown(item)
 
     def accept(self, verdict: Verdict, version: int) -> Review:
         """Make a version the label: the head itself (it is right), or a proposal (it is better).
@@ -363,7 +372,7 @@ class LabelStore:
             case_id, version, expected_revision=expected_revision, actor=actor, reason=reason
         )
 
-    def reviews(self, *, round: int | None = None, case_id: str | None = None) -> list[Review]:  # noqa: A002
+    def reviews(self, *, round: int | None = None, case_id: str | None = None) -> list[Review]:
         """Decisions in order, of one round or case, or all."""
         return self._decisions.reviews(round=round, case_id=case_id)
 
@@ -400,7 +409,7 @@ class LabelStore:
         """Masks that a version names and that are not there: empty, unless somebody deleted files."""
         return sorted(self._known_masks() - set(self.masks.names()))
 
-    def round_folder(self, round: int) -> Location:  # noqa: A002
+    def round_folder(self, round: int) -> Location:
         """Where a round keeps its pictures, maps and reports."""
         return self.location.child("rounds", f"{round:03d}")
 

@@ -28,7 +28,7 @@ class QueueTable:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def replace(self, round: int, items: Sequence[NewItem], *, actor: str) -> None:  # noqa: A002
+    def replace(self, round: int, items: Sequence[NewItem], *, actor: str) -> None:
         """Write a round's queue in place of what of it is still open; answered and leased items stay."""
         table = schema.items
         with self._database.write() as connection:
@@ -58,7 +58,7 @@ class QueueTable:
                 connection.execute(insert(table), rows)
             note(connection, actor, "queue", round=round, count=len(rows))
 
-    def add(self, round: int, item: NewItem, *, actor: str) -> None:  # noqa: A002
+    def add(self, round: int, item: NewItem, *, actor: str) -> None:
         """Add one item, unless the round has it already."""
         with self._database.write() as connection:
             key = case_keys(connection).get(item.case_id)
@@ -124,7 +124,7 @@ class QueueTable:
             table.c.round == current_round(connection),
             ~cases.c.deleted,
             or_(mine, and_(free, table.c.not_for != reviewer)),
-            or_(mine, ~and_(table.c.purpose == "double", read_before)),
+            or_(mine, table.c.purpose == "blind", ~read_before),
         ]
         if case_id is not None:
             allowed.append(cases.c.case_id == case_id)
@@ -155,7 +155,7 @@ class QueueTable:
                 update(table).where(table.c.key == item).values(state="open", reviewer="", lease_until=0.0)
             )
 
-    def items(self, *, round: int | None = None, state: str | None = None) -> list[QueueItem]:  # noqa: A002
+    def items(self, *, round: int | None = None, state: str | None = None) -> list[QueueItem]:
         """Items, the most urgent first; of the current round where none is named."""
         table, cases = schema.items, schema.cases
         with self._database.read() as connection:
@@ -170,7 +170,7 @@ class QueueTable:
                 wanted = wanted.where(table.c.state == state)
             return [item_of(row, row.case_id) for row in connection.execute(wanted)]
 
-    def counts(self, *, round: int | None = None) -> dict[str, int]:  # noqa: A002
+    def counts(self, *, round: int | None = None) -> dict[str, int]:
         """State -> items of a round, the current one by default."""
         table = schema.items
         with self._database.read() as connection:
