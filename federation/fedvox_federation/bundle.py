@@ -97,7 +97,11 @@ def read_approvals(path: Path) -> tuple[Approval, ...]:
 
 
 def approve(path: Path, root: Path, *, by: str, note: str = "") -> Approval:
-    """Add a bundle to the clinic's list."""
+    """Add a bundle to the clinic's list.
+
+    Raises:
+        StorageError: the list cannot be written.
+    """
     from fedvox import storage  # pyarrow and numpy: not for `--help`
 
     known = read_approvals(path)
@@ -105,7 +109,10 @@ def approve(path: Path, root: Path, *, by: str, note: str = "") -> Approval:
     new = Approval(bundle_sha256(root), now, by, note)
     rest = [one for one in known if one.sha256 != new.sha256]
     value = {"schema": SCHEMA, "approved": [vars(one) for one in (*rest, new)]}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage.storage_error(error, str(path)) from error
     storage.write_atomic(storage.locate(path), (json.dumps(value, indent=1) + "\n").encode())
     return new
 

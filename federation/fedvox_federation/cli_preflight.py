@@ -14,7 +14,9 @@ def dp_preflight(
     model: Annotated[str, typer.Option("--model", help="Name of a backbone; see `fedvox models`.")],
     in_channels: Annotated[int, typer.Option("--in-channels", help="Image channels.")] = 1,
     classes: Annotated[int, typer.Option("--classes", help="Structures, background included.")] = 2,
-    patch: Annotated[int, typer.Option("--patch", help="Edge of the made-up patches, in voxels.")] = 32,
+    patch: Annotated[
+        int, typer.Option("--patch", min=1, help="Edge of the made-up patches, in voxels.")
+    ] = 32,
     scope: Annotated[str, typer.Option("--scope", help="full, decoder, norm+head or lora.")] = "full",
     mode: Annotated[str, typer.Option("--mode", help="loop or hooks.")] = "loop",
     batch_dice: Annotated[

@@ -10,7 +10,7 @@ import typer
 from fedvox.errors import StorageError
 from fedvox_federation.cli_common import JsonOption, emit
 
-_WANTED = {"phase", "name", "rounds", "updated"}
+_WANTED = {"phase": str, "name": str, "rounds": int, "updated": float}
 
 
 def status(
@@ -26,7 +26,7 @@ def status(
 
     journal = Journal(storage.locate(run))
     found = journal.run.read_json("status.json")
-    if not isinstance(found, dict) or not found.keys() >= _WANTED:
+    if not isinstance(found, dict) or any(not isinstance(found.get(k), kind) for k, kind in _WANTED.items()):
         raise StorageError(
             f"{run} is no federation's run directory (status.json is missing or another)",
             "Name the folder that the server's log printed.",
@@ -39,7 +39,7 @@ def status(
         f"{found['name']}: {now}, {found.get('rounds_done', 0)} of {found['rounds']} rounds done, "
         f"{time.time() - found['updated']:.0f} s ago"
     ]
-    lines += [f"{found['error']}\n  -> {found['remedy']}"] if "error" in found else []
+    lines += [f"{found['error']}\n  -> {found.get('remedy', '')}"] if "error" in found else []
     if last is not None:
         lines += ["", round_table(journal.last_round(), last)]
     value = {

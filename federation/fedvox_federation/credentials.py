@@ -12,6 +12,7 @@ from __future__ import annotations
 import datetime as dt
 import ipaddress
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from fedvox.errors import ConfigError, StorageError
 
 PrivateKey = ec.EllipticCurvePrivateKey
 
+_LONGEST_STUDY = 50
+"""A certificate's common name has 64 characters; ` federation` is appended."""
 _BACKDATED = dt.timedelta(minutes=5)  # for clocks that are behind
 
 
@@ -42,11 +45,10 @@ def make_certificates(
         The authority's certificate, which every clinic gets, and the SuperLink's certificate and key.
 
     Raises:
-        ConfigError: no hosts.
-        StorageError: a file exists already.
+        ConfigError: no hosts, or what is no host name.
+        StorageError: a file exists already, or the folder cannot be made.
     """
-    if not hosts:
-        raise ConfigError("a certificate needs names", "Give the SuperLink's host name or IP address.")
+    _check_names(hosts, study)
     end = dt.datetime.now(dt.UTC) + dt.timedelta(days=days)
     authority_key, server_key = (
         ec.generate_private_key(ec.SECP384R1()),
@@ -56,7 +58,7 @@ def make_certificates(
     server = _server(server_key, authority, authority_key, hosts, end)
     paths = [folder / name for name in ("ca.pem", "ca.key", "superlink.pem", "superlink.key")]
     _refuse_existing(paths)
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     contents = (_pem(authority), _private(authority_key), _pem(server), _private(server_key))
     for path, content in zip(paths, contents, strict=True):
         _write(path, content, secret=path.suffix == ".key")
@@ -73,12 +75,12 @@ def make_node_key(path: Path) -> Path:
         The public key's path.
 
     Raises:
-        StorageError: one of the files exists already.
+        StorageError: one of the files exists already, or the folder cannot be made.
     """
     public = path.with_name(path.name + ".pub")
     _refuse_existing([path, public])
     key = ec.generate_private_key(ec.SECP384R1())
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make(path.parent)
     secret = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
     )
@@ -153,6 +155,33 @@ def _private(key: PrivateKey) -> bytes:
     )
 
 
+def _check_names(hosts: Sequence[str], study: str) -> None:
+    if not hosts:
+        raise ConfigError("a certificate needs names", "Give the SuperLink's host name or IP address.")
+    for host in hosts:
+        if not _is_host(host):
+            raise ConfigError(f"{host!r} is no host name and no IP address", "Such as fl.example.org.")
+    if not 1 <= len(study) <= _LONGEST_STUDY:
+        raise ConfigError(f"study: {study!r}", f"Give a name of 1 to {_LONGEST_STUDY} characters.")
+
+
+def _is_host(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return len(host) <= 253 and bool(re.fullmatch(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", host))
+    return True
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"{folder}: cannot be made: {error.strerror}", "Name a folder that you may write."
+        ) from error
+
+
 def _refuse_existing(paths: Sequence[Path]) -> None:
     for path in paths:
         if path.exists():
@@ -161,7 +190,10 @@ def _refuse_existing(paths: Sequence[Path]) -> None:
 
 def _write(path: Path, content: bytes, *, secret: bool) -> None:
     """Created with its final rights, so that a secret is at no moment readable by others."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if secret else 0o644)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if secret else 0o644)
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror}", "Name a folder that you may write.") from error
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
         file.flush()

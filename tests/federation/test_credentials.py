@@ -58,6 +58,25 @@ def test_a_certificate_without_a_name_is_refused(tmp_path):
         make_certificates(tmp_path, [])
 
 
+@pytest.mark.parametrize(
+    "arguments", [["--host", "a b"], ["--host", ""], ["--host", "a", "--study", "x" * 60]]
+)
+def test_names_that_no_certificate_can_hold_are_refused(tmp_path, federation_command, arguments):
+    assert federation_command("certificates", tmp_path / "tls", *arguments).code == 2
+    assert not (tmp_path / "tls").exists()
+
+
+def test_a_place_that_cannot_be_made_is_named(tmp_path, federation_command):
+    (tmp_path / "file").write_text("")
+    for arguments in (
+        ("certificates", tmp_path / "file", "--host", "a"),
+        ("node-key", tmp_path / "file" / "key"),
+        ("bundle", "approve", Path(__file__).parents[2], "--list", tmp_path / "file" / "list.json"),
+    ):
+        found = federation_command(*arguments)
+        assert (found.code, "file" in found.err) == (2, True), arguments
+
+
 def test_the_commands_say_what_goes_where(tmp_path, federation_command):
     made = federation_command("certificates", tmp_path / "tls", "--host", "localhost", "--json").json
     assert Path(made["authority"]).is_file()

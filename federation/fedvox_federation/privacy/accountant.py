@@ -44,6 +44,9 @@ _RELATIVE_DELTA_ERROR = 1e-3
 _GRID_ERROR_RANGE = (1e-3, 0.5)  # in ε; the theory behind the grid needs less than 1
 _MAX_GRID_POINTS = 2**21
 _SMALLEST_NOISE, _LARGEST_NOISE = 1 / 16, 1e5  # where the search for a noise multiplier looks
+_MOST_NOISE_COUNTED = (
+    1e9  # whose square float64 holds with room; less noise than there is, so still an upper bound
+)
 _SEARCH_TOLERANCE = 1e-3
 
 
@@ -183,7 +186,7 @@ def _joined(phases: Iterable[Phase]) -> tuple[Phase, ...]:
     """Equal kinds of steps as one phase: faster, and the order makes no difference."""
     steps: dict[tuple[float, float], int] = {}
     for phase in phases:
-        kind = (phase.noise_multiplier, phase.sample_rate)
+        kind = (min(phase.noise_multiplier, _MOST_NOISE_COUNTED), phase.sample_rate)
         steps[kind] = steps.get(kind, 0) + phase.steps
     return tuple(sorted(Phase(*kind, count) for kind, count in steps.items() if count))
 

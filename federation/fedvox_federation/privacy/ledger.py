@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fedvox.errors import ConfigError
+from fedvox.errors import ConfigError, StorageError
 from fedvox_federation.errors import BudgetExhausted, LedgerDamaged, PrivacyError
 from fedvox_federation.privacy import chain as chains
 from fedvox_federation.privacy.accountant import Accountant, Phase, check_accountant, compose
@@ -149,7 +149,11 @@ class PrivacyLedger:
             LedgerDamaged: see `fedvox_federation.privacy.chain`.
         """
         if not chains.exists(Path(folder)):
-            return cls.create(folder, terms)
+            try:
+                return cls.create(folder, terms)
+            except StorageError:
+                if not chains.exists(Path(folder)):  # else another process was first
+                    raise
         ledger = cls(folder)
         agreed = ledger.account().terms
         for name, value in asdict(terms).items():

@@ -18,6 +18,7 @@ replaces its lines.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import logging
@@ -111,8 +112,10 @@ class Journal:
 
     def __init__(self, location: Location) -> None:
         self.run = RunDirectory(location)
-        self.clinics: list[Row] = self._read("clinics.jsonl")
-        self.rounds: list[Row] = self._read("rounds.jsonl")
+        self.clinics: list[Row] = self._read("clinics.jsonl", {"round", "clinic", "verdict"})
+        self.rounds: list[Row] = self._read(
+            "rounds.jsonl", {one.name for one in dataclasses.fields(RoundLine)}
+        )
 
     @property
     def state(self) -> Location:
@@ -160,12 +163,15 @@ class Journal:
         number = self.clinics[-1]["round"] if self.clinics else 0
         return [row for row in self.clinics if row["round"] == number]
 
-    def _read(self, name: str) -> list[Row]:
+    def _read(self, name: str, columns: set[str]) -> list[Row]:
         location = self.run.child(name)
         if not storage.exists(location):
             return []
         try:
-            return [json.loads(line) for line in storage.read_bytes(location).splitlines()]
+            rows = [json.loads(line) for line in storage.read_bytes(location).splitlines()]
+            if not all(isinstance(row, dict) and row.keys() >= columns for row in rows):
+                raise ValueError("a line lacks columns")
+            return rows
         except ValueError as error:
             raise DataError(
                 f"{location.uri}: is damaged ({error})",

@@ -125,6 +125,67 @@ def test_a_buffer_that_the_data_writes_to_is_caught():
     assert [one.where for one in report.findings] == ["1.seen"]
 
 
+class Memory(nn.Module):
+    """Adds a little of what it saw before, which it keeps in no buffer."""
+
+    seen = 0.0
+
+    def forward(self, x):
+        found = x + self.seen
+        self.seen = 0.9 * self.seen + 0.1 * x.detach().mean()
+        return found
+
+
+class Frozen(nn.Module):
+    """Writes what it sees into a parameter that is not trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def forward(self, x):
+        self.weight.data += x.detach().mean()
+        return x
+
+
+class DropMix(nn.Module):
+    """MixUp under the name of a dropout."""
+
+    def forward(self, x):
+        return x + 0.5 * x.roll(1, 0) if self.training else x
+
+
+def loss_with_memory():
+    """Divides by a running mean of the losses that it saw."""
+    inner, kept = segmentation_loss(), [1.0]
+
+    def loss(model, tensors):
+        value = inner(model, tensors)
+        kept[0] = 0.99 * kept[0] + 0.01 * float(value.detach())
+        return value / kept[0]
+
+    return loss
+
+
+@pytest.mark.parametrize("mode", ["loop", "hooks"])
+@pytest.mark.parametrize(
+    ("middle", "loss", "where"),
+    [
+        (Memory(), segmentation_loss(), "loss"),
+        (nn.Identity(), loss_with_memory(), "loss"),
+        (Frozen(), segmentation_loss(), "1.weight"),
+        (DropMix(), segmentation_loss(), "loss"),
+    ],
+)
+def test_what_is_kept_from_one_patient_to_the_next_or_mixed_in_training_is_caught(mode, middle, loss, where):
+    assert [one.where for one in preflight(net(middle), loss, example(), mode=mode).findings] == [where]
+
+
+@pytest.mark.parametrize("mode", ["loop", "hooks"])
+def test_dropout_is_safe_and_passes(mode):
+    assert preflight(net(nn.Dropout3d(0.5), nn.Dropout(0.5)), segmentation_loss(), example(), mode=mode).safe
+
+
 class Spare(nn.Module):
     """A parameter that nobody uses."""
 

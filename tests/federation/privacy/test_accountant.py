@@ -159,3 +159,7 @@ def test_the_package_is_imported_without_torch_numpy_or_opacus():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_noise_beyond_all_measure_still_gets_a_bound():
+    assert 0 <= epsilon(1e308, 0.1, 10, 1e-3) <= epsilon(1e6, 0.1, 10, 1e-3)

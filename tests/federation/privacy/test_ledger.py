@@ -488,3 +488,13 @@ def test_the_file_is_json_lines_that_people_can_read(written):
     assert [json.loads(line)["kind"] for line in lines] == [
         "opened", "reserved", "committed", "reserved", "committed",
     ]  # fmt: skip
+
+
+def test_who_comes_second_to_a_new_ledger_opens_the_firsts(tmp_path, monkeypatch):
+    """Two SuperNodes of one clinic that start in the same moment both see no ledger."""
+    terms = Terms("Klinik Nord", "sha256:1", 3.0, 1e-5)
+    first = PrivacyLedger.create(tmp_path, terms)
+    real, answers = chain.exists, iter([False])
+    monkeypatch.setattr(chain, "exists", lambda folder: next(answers, real(folder)))
+    second = PrivacyLedger.open_or_create(tmp_path, terms)
+    assert second.account() == first.account()

@@ -419,6 +419,26 @@ def test_a_damaged_table_is_named_and_does_not_keep_the_run_from_going_on(fed, s
     start_run(everybody(fed, 2), fed.config(rounds=2)).run()
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("status.json", '{"phase": "x", "name": 3, "rounds": "a", "updated": "b"}'),
+        ("status.json", "[1]"),
+        ("rounds.jsonl", '{"round": 1}'),
+        ("rounds.jsonl", "[1]"),
+        ("clinics.jsonl", '{"clinic": 1}'),
+    ],
+)
+def test_status_of_a_run_whose_files_are_of_another_shape_is_one_line(
+    fed, start_run, federation_command, tmp_path, file, content
+):
+    start_run(everybody(fed), fed.config(rounds=1)).run()
+    (tmp_path / "run" / file).write_text(content)
+    found = federation_command("status", tmp_path / "run")
+    assert found.code == 2
+    assert "Traceback" not in found.err
+
+
 def test_a_torn_state_is_not_taken_and_the_one_before_is(tmp_path):
     folder = locate(tmp_path)
     for number in (1, 2, 3):
