@@ -68,7 +68,7 @@ def template(tmp_path_factory):
         Finding(name, 1, number, "spleen", "missing", 0.9, {"volume_mm3": 0.0, "expected_mm3": 870.0})
         for name in names
     ]
-    found.append(Finding("case_1", 1, number, "left kidney", "touches_border", 0.2, {"voxel": [4, 16, 7]}))
+    found.append(Finding("case_1", 1, number, "left kidney", "touches_border", 0.2, {"place": [4, 16, 7]}))
     store.findings.replace(number, found, actor="test")
     items = [NewItem(name, "queue", 10.0 - place, 870.0, 2.0) for place, name in enumerate(names)]
     store.queue.replace(number, items, actor="test")

@@ -134,10 +134,10 @@ def place(
 ) -> list[int] | None:
     """The voxel (z, y, x) at which a finding is seen best; None where there is nothing to see.
 
-    It is what the check says (`voxel` in its evidence); else the middle of where the checked version and the consensus
+    It is what the check says (`place` in its evidence); else the middle of where the checked version and the consensus
     disagree on the structure; else the middle of the structure.
     """
-    told = finding.evidence.get("voxel")
+    told = finding.evidence.get("place")
     if isinstance(told, list) and len(told) == 3:
         return [min(max(int(v), 0), size - 1) for v, size in zip(told, reading.case.shape, strict=True)]
     if finding.structure not in structures:
@@ -180,7 +180,7 @@ def _version(version: Version, reading: Reading) -> dict[str, Any]:
 
 
 def _finding(finding: Finding, number: int) -> dict[str, Any]:
-    told = {key: value for key, value in finding.evidence.items() if key != "voxel"}
+    told = {key: value for key, value in finding.evidence.items() if key != "place"}
     return {
         "number": number,
         "structure": finding.structure,
