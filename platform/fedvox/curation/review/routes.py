@@ -235,6 +235,13 @@ def label_plane(
     return _voxels(request, desk.slices.labels(reading.version(version), axis, index))
 
 
+@router.get("/api/cases/{case_id}/map/{name}/{axis}/{index}")
+def map_plane(request: Request, desk: Looking, case_id: str, name: str, axis: int, index: int) -> Response:
+    """A plane of an attention map: where the proposers are at odds."""
+    reading = read_case(desk.store, desk.person, case_id)
+    return _voxels(request, desk.slices.attention(reading.case.case_id, name, axis, index))
+
+
 @router.get("/api/cases/{case_id}/findings/{number}/place")
 def finding_place(desk: Looking, case_id: str, number: int) -> Response:
     """The voxel at which a finding is seen best."""

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from fedvox.curation.store import LabelStore, Version
+from fedvox.data.bricks import CaseReader
 from fedvox.errors import DataError
+from fedvox.storage import exists
 
 Array = np.ndarray[Any, Any]
 
@@ -31,27 +33,20 @@ class Slices:
         self._masks: OrderedDict[str, Array] = OrderedDict()
         self._lock = threading.Lock()
 
-    def image(self, case_id: str, axis: int, index: int, *, channel: int = 0) -> Array:
-        """A plane of an image, (rows, columns), in a type that a browser has.
+    def image(self, case_id: str, axis: int, index: int) -> Array:
+        """A plane of an image's first channel, (rows, columns), in a type that a browser has.
 
         Args:
             case_id: whose.
             axis: 0 axial, 1 coronal, 2 sagittal.
             index: along it.
-            channel: of the image.
 
         Raises:
             DataError: unknown_case or no_such_plane.
             DamagedCase: the image fails its checksum.
         """
-        reader = self._store.images.reader(case_id)
-        _check_plane(reader.shape, axis, index)
-        if not 0 <= channel < reader.channels:
-            raise DataError(f"case {case_id!r} has no channel {channel}", "", code="no_such_plane")
-        start, size = [0, 0, 0], list(reader.shape)
-        start[axis], size[axis] = index, 1
-        plane = np.squeeze(reader.read_patch(start, size)[0][channel], axis=axis)
-        return np.ascontiguousarray(plane if plane.dtype.name in _SENT else plane.astype(np.float32))
+        plane = _plane(self._store.images.reader(case_id), axis, index, 0)
+        return plane if plane.dtype.name in _SENT else plane.astype(np.float32)
 
     def labels(self, version: Version, axis: int, index: int) -> Array:
         """A plane of a label map, (rows, columns), uint8 or uint16.
@@ -79,12 +74,42 @@ class Slices:
                 self._masks.popitem(last=False)
         return read
 
+    def maps(self, case_id: str) -> tuple[str, ...]:
+        """Names of the attention maps that the newest round with any has of a case; none where there are none."""
+        reader = self._map_reader(case_id)
+        return () if reader is None else reader.header.channel_names
+
+    def attention(self, case_id: str, name: str, axis: int, index: int) -> Array:
+        """A plane of an attention map, (rows, columns) uint8: 0 where the proposers agree, 255 at the most.
+
+        Raises:
+            DataError: no_such_plane.
+        """
+        reader = self._map_reader(case_id)
+        if reader is None or name not in reader.header.channel_names:
+            raise DataError(f"case {case_id!r} has no map {name!r}", "Reload the page.", code="no_such_plane")
+        return _plane(reader, axis, index, reader.header.channel_names.index(name))
+
+    def _map_reader(self, case_id: str) -> CaseReader | None:
+        for number in range(self._store.rounds.current, 0, -1):
+            file = self._store.round_folder(number).child("maps", f"{case_id}.arrow")
+            if exists(file):
+                return CaseReader.open(file)
+        return None
+
     def window(self, case_id: str) -> tuple[float, float, float, float]:
         """Gray values of a case's middle planes: the 1st and 99th percentile, the smallest and the largest."""
         shape = self._store.images.reader(case_id).shape
         values = np.concatenate([self.image(case_id, axis, shape[axis] // 2).ravel() for axis in range(3)])
         low, high = np.percentile(values, (1, 99))
         return float(low), float(high), float(values.min()), float(values.max())
+
+
+def _plane(reader: CaseReader, axis: int, index: int, channel: int) -> Array:
+    _check_plane(reader.shape, axis, index)
+    start, size = [0, 0, 0], list(reader.shape)
+    start[axis], size[axis] = index, 1
+    return np.ascontiguousarray(np.squeeze(reader.read_patch(start, size)[0][channel], axis=axis))
 
 
 def _check_plane(shape: tuple[int, ...], axis: int, index: int) -> None:

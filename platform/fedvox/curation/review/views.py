@@ -103,6 +103,7 @@ def case_view(store: LabelStore, slices: Slices, person: Person, reading: Readin
         ],
         "versions": [_version(version, reading) for version in reversed(reading.versions)],
         "findings": [_finding(finding, number) for number, finding in enumerate(findings)],
+        "maps": slices.maps(case.case_id),
         "may_decide": person.role != "reader" and not case.gold,
     }
 
@@ -194,7 +195,7 @@ def _finding(finding: Finding, number: int) -> dict[str, Any]:
 
 def _text(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     if isinstance(value, list | tuple):
         return ", ".join(_text(one) for one in value)
     return str(value)

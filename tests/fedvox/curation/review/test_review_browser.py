@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -107,15 +106,6 @@ def drawn(driver, case_id, z, y, x):
         wait(driver, lambda: canvas.get_attribute("data-drawn") == f"{case_id}/{index}")  # noqa: B023
 
 
-def pixel(driver, name, across, down):
-    """The color of a canvas at a share of its width and height."""
-    script = (
-        "const c = document.getElementById(arguments[0]);"
-        "return [...c.getContext('2d').getImageData(c.width * arguments[1], c.height * arguments[2], 1, 1).data];"
-    )
-    return driver.execute_script(script, name, across, down)[:3]
-
-
 def colored(driver, name):
     """How many pixels of a canvas are neither gray nor the crosshair."""
     script = (
@@ -125,6 +115,51 @@ def colored(driver, name):
         "  if (Math.max(r, g, b) - Math.min(r, g, b) > 30 && !(r === 255 && g === 224 && b === 102)) n++; } return n;"
     )
     return driver.execute_script(script, name)
+
+
+def check_accessible(driver):
+    """Everything that can be used has a name, is reached with Tab, and is readable in light and dark."""
+    script = (
+        "return [...document.querySelectorAll('button, input, select, textarea, a, canvas, dialog, progress')]"
+        ".filter(e => !(e.ariaLabel || e.getAttribute('aria-labelledby') || e.textContent.trim()"
+        "  || (e.labels && [...e.labels].some(l => l.textContent.trim())))).map(e => e.outerHTML);"
+    )
+    assert driver.execute_script(script) == []
+    backwards = "return [...document.querySelectorAll('[tabindex]')].filter(e => e.tabIndex > 0).length"
+    assert driver.execute_script(backwards) == 0
+    for scheme in ("light", "dark"):
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        for selector in (
+            "h1",
+            ".soft",
+            "#findings button",
+            "#accept",
+            "#status",
+            ".read-out label",
+            "#budget-text",
+        ):
+            assert contrast(driver, selector) >= 4.5, (scheme, selector)
+
+
+def contrast(driver, selector):
+    """WCAG contrast of an element's text with what lies behind it."""
+    values = driver.execute_script(
+        "const c = document.createElement('canvas').getContext('2d', {willReadFrequently: true});"
+        "const rgba = v => { c.clearRect(0, 0, 1, 1); c.fillStyle = v; c.fillRect(0, 0, 1, 1);"
+        "  return [...c.getImageData(0, 0, 1, 1).data]; };"
+        "const e = document.querySelector(arguments[0]); let b = e;"
+        "while (b.parentElement && rgba(getComputedStyle(b).backgroundColor)[3] < 255) b = b.parentElement;"
+        "return [rgba(getComputedStyle(e).color), rgba(getComputedStyle(b).backgroundColor)];",
+        selector,
+    )
+
+    def luminance(rgb):
+        linear = [v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4 for v in (c / 255 for c in rgb)]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    light, dark = sorted((luminance(v[:3]) for v in values), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
 
 
 def test_a_case_is_reviewed_with_the_keyboard_alone(served, open_browser, tmp_path):
@@ -177,6 +212,7 @@ def test_a_case_is_reviewed_with_the_keyboard_alone(served, open_browser, tmp_pa
     assert served.store.reviews()[-1].reason == "no spleen"
     assert all(0 < review.seconds < 60 for review in served.store.reviews())
 
+    check_accessible(driver)
     severe = [e for e in driver.get_log("browser") if e["level"] == "SEVERE"]
     assert not severe, severe
     messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]

@@ -208,6 +208,21 @@ def test_a_finding_leads_to_its_evidence(server):
     assert ada.get("/api/cases/case_1/findings/1/place").json()["voxel"] == [4, 16, 7]  # as the check says
 
 
+def test_attention_maps_are_served_plane_by_plane(server):
+    from fedvox.data.bricks import CaseHeader, write_case
+
+    ada = server.come("Ada")
+    assert ada.get("/api/cases/case_1").json()["maps"] == []
+    maps = np.random.default_rng(0).integers(0, 256, (2, 18, 24, 30)).astype(np.uint8)
+    file = server.folder / "rounds" / "001" / "maps" / "case_1.arrow"
+    file.parent.mkdir(parents=True)
+    write_case(file, maps, None, header=CaseHeader("case_1", (3.0, 2.0, 1.5), ("disagreement", "entropy")))
+    assert ada.get("/api/cases/case_1").json()["maps"] == ["disagreement", "entropy"]
+    plane = ada.get("/api/cases/case_1/map/entropy/1/7").content
+    assert np.array_equal(np.frombuffer(plane, np.uint8).reshape(18, 30), maps[1, :, 7])
+    assert ada.get("/api/cases/case_1/map/overlap/1/7").status_code == 404
+
+
 # ---- deciding ----------------------------------------------------------------------------------------------------
 
 

@@ -49,8 +49,9 @@ export class SliceCache {
   }
 }
 
-// Paints one plane into RGBA pixels. Layers: {voxels, opacity, outline}, drawn in order; `difference`: {a, b} marks where they differ.
-export function paint(pixels, rows, columns, flipColumns, image, window_, layers, colors, difference) {
+// Paints one plane into RGBA pixels. Layers: {voxels, opacity, outline}, drawn in order; `difference`: {a, b} marks where they differ;
+// `heat`: 0 to 255, where the proposers are at odds.
+export function paint(pixels, rows, columns, flipColumns, image, window_, layers, colors, difference, heat) {
   const low = window_.level - window_.width / 2;
   const gain = 255 / Math.max(window_.width, 1e-6);
   for (let r = 0; r < rows; r++) {
@@ -71,6 +72,12 @@ export function paint(pixels, rows, columns, flipColumns, image, window_, layers
         green += (color[1] - green) * share;
         blue += (color[2] - blue) * share;
       }
+      if (heat) {
+        const share = 0.85 * heat[at] / 255;
+        red += (255 - red) * share;
+        green += (40 - green) * share;
+        blue += (140 - blue) * share;
+      }
       if (difference && difference.a[at] !== difference.b[at] && (row + column) % 2 === 0) red = green = blue = 255;
       const to = (r * columns + c) * 4;
       pixels[to] = red;
@@ -87,7 +94,7 @@ function isEdge(voxels, value, at, row, column, rows, columns) {
 }
 
 export class Plane {
-  // `view` is shared by the three: {shape, spacing, cross, window, zoom, layers(), difference(), colors, address(), cache}.
+  // `view` is shared by the three: {shape, spacing, cross, window, zoom, layers(), difference(), heat(), colors, address(), cache}.
   constructor(canvas, axis, view) {
     this.canvas = canvas;
     this.axis = axis;
@@ -147,14 +154,14 @@ export class Plane {
     const { view, axis, canvas } = this;
     const index = view.cross[axis];
     const image = view.cache.get(view.imageAddress(axis, index));
-    const layers = view.layers(axis, index), difference = view.difference(axis, index);
-    if (image === null || layers === null || difference === null) return false;
+    const layers = view.layers(axis, index), difference = view.difference(axis, index), heat = view.heat(axis, index);
+    if (image === null || layers === null || difference === null || heat === null) return false;
     const { rows, columns } = this.size();
     this.picture.width = columns;
     this.picture.height = rows;
     const context = this.picture.getContext("2d");
     const pixels = context.createImageData(columns, rows);
-    paint(pixels.data, rows, columns, axis !== 2, image, view.window, layers, view.colors, difference);
+    paint(pixels.data, rows, columns, axis !== 2, image, view.window, layers, view.colors, difference, heat);
     context.putImageData(pixels, 0, 0);
     const target = canvas.getContext("2d");
     const frame = this.frame();

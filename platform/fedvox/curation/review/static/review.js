@@ -40,6 +40,10 @@ const view = {
     const b = view.cache.get(view.labelAddress(chosen, axis, index));
     return a && b ? { a, b } : null;
   },
+  heat(axis, index) {
+    const name = by("map").value;
+    return name ? view.cache.get(`/api/cases/${encodeURIComponent(view.caseId)}/map/${name}/${axis}/${index}`) : false;
+  },
 };
 const planes = ["axial", "coronal", "sagittal"].map((name, axis) => new Plane(by(name), axis, view));
 
@@ -112,6 +116,7 @@ function show(found) {
   prepareWindow(found.window);
   by("case-name").textContent = `${found.case_id}${found.blind ? " – read it as if for the first time" : ""}${found.gold ? " – gold, frozen" : ""}`;
   by("picture").hidden = by("evidence").hidden = true;
+  by("map").replaceChildren(new Option("none", ""), ...found.maps.map((name) => new Option(name, name)));
   listFindings();
   listVersions();
   legend();
@@ -387,6 +392,14 @@ function cycleStyle() {
   say(`Version ${chosen}: ${style}.`);
 }
 
+function cycleMap() {
+  const box = by("map");
+  if (box.options.length < 2) { say("There are no attention maps of this case."); return; }
+  box.selectedIndex = (box.selectedIndex + 1) % box.options.length;
+  say(`Attention map: ${box.options[box.selectedIndex].text}.`);
+  refresh();
+}
+
 function setWindow(width, level) {
   view.window = { width: Math.max(width, Number(by("width").min) / 4), level };
   Object.assign(by("width"), { value: width });
@@ -416,6 +429,7 @@ const WITH_CASE = {
   ",": (e) => step(0, 0, -1, e), ".": (e) => step(0, 0, 1, e), PageUp: (e) => step(0, 0, 1, e), PageDown: (e) => step(0, 0, -1, e),
   f: () => stepFinding(1), F: () => stepFinding(-1), v: () => stepVersion(1), V: () => stepVersion(-1), o: cycleStyle,
   d: () => { by("difference").checked = !by("difference").checked; refresh(); },
+  m: cycleMap,
   "[": () => setOpacity(Number(by("opacity").value) - 10), "]": () => setOpacity(Number(by("opacity").value) + 10),
   w: () => setWindow(view.window.width * 0.9, view.window.level), W: () => setWindow(view.window.width / 0.9, view.window.level),
   l: () => setWindow(view.window.width, view.window.level - view.window.width * 0.05), L: () => setWindow(view.window.width, view.window.level + view.window.width * 0.05),
@@ -454,6 +468,7 @@ for (const one of planes) {
 by("width").addEventListener("input", () => setWindow(Number(by("width").value), view.window.level));
 by("level").addEventListener("input", () => setWindow(view.window.width, Number(by("level").value)));
 by("opacity").addEventListener("input", refresh);
+by("map").addEventListener("change", refresh);
 by("difference").addEventListener("change", refresh);
 by("edited").addEventListener("click", () => { by("edited").value = ""; }); // so that the same file, saved anew, can be chosen again
 by("edited").addEventListener("change", upload);
