@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "backbones": "Compare backbones from scratch under one compute budget, and what pretraining adds.",
     "benchmark": "Run a third-party benchmark: scores, fairness checks, statistics, leaderboard.",
     "crossval": "Score trained folds on their held-out cases, choose configuration and postprocessing.",
+    "curate": "Curate labels: models propose, checks find errors, people review, models retrain.",
     "demo": "Pretrain on the embedded MNI152 brain through a local Ray, and look at the result.",
     "doctor": "Check this machine: versions, devices, Ray, storage, what each environment variable does.",
     "evaluate": "Score a folder of predictions against references; nothing missing is dropped.",
@@ -110,7 +111,8 @@ def _group(group: CommandGroup) -> click.Command:
         help=group.help,
     )
     for function in group.functions:
-        app.command(cls=_Command, epilog=EPILOG)(function)
+        name = function.__name__.rstrip("_").replace("_", "-")  # `next_` is `next`
+        app.command(name, cls=_Command, epilog=EPILOG)(function)
     return typer.main.get_command(app)
 
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from fedvox.backbone_benchmark.config import BackboneBenchmarkConfig
 from fedvox.config import Config, load_config, parse_scalar, to_yaml
+from fedvox.curation.cycle.config import CurateConfig
 from fedvox.errors import ConfigError
 from fedvox.forecasting.config import ForecastConfig
 from fedvox.training.config import PretrainConfig, expand
@@ -116,6 +117,7 @@ CONFIGS = sorted((Path(__file__).resolve().parents[2] / "jobs" / "configs").glob
 KINDS = {
     "finetune": FinetuneConfig,
     "benchmark_backbones": BackboneBenchmarkConfig,
+    "curate": CurateConfig,
     "federation": FederationConfig,
     "forecast": ForecastConfig,
 }
@@ -125,4 +127,4 @@ KINDS = {
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_in_the_repository_is_valid(path):
     kind = next((kind for name, kind in KINDS.items() if path.stem.startswith(name)), PretrainConfig)
-    assert load_config(kind, path).name
+    assert load_config(kind, path) != kind.model_construct()

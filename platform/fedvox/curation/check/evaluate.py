@@ -1,7 +1,9 @@
 """Rules on facts: findings, each with its evidence.
 
-What is usual in the collection is the median over its cases, and how far cases stray from it the MAD (scaled to a
-normal distribution's deviation); both hardly move when a tenth of the cases is wrong.
+What is usual is the median over the cases of a site, and how far cases stray from it the MAD (scaled to a normal
+distribution's deviation); both hardly move when a tenth of the cases is wrong. Sites are judged apart because slice
+thickness, protocol and the annotators' habits shift every measure; a site of few cases is judged by the whole
+collection.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ _AXES = ("x", "y", "z")
 _TO_DEVIATION = 1.4826  # MAD of a normal distribution -> its standard deviation
 _LEAST_CASES = 8  # below, a collection has no "usual"
 _MARGIN_MM = 10.0
+_EVERYWHERE = ""  # the whole collection, and cases of no site
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Checker:
     def __init__(self, book: RuleBook, cases: Sequence[CaseFacts]) -> None:
         self.book = book
         self.cases = cases
-        self._spreads: dict[tuple[str, str], Spread] = {}
+        self._spreads: dict[tuple[str, str], dict[str, Spread]] = {}
 
     def findings(self, round: int) -> list[Finding]:
         """All findings, case by case."""
@@ -97,12 +100,24 @@ class Checker:
                     )
         return sorted(found, key=lambda finding: -finding.severity)
 
-    def spread(self, structure: str, name: str, value: Callable[[CaseFacts], float], least: float) -> Spread:
-        """What is usual of a number of a structure, computed when first asked for."""
+    def spread(
+        self, case: CaseFacts, structure: str, name: str, value: Callable[[CaseFacts], float], least: float
+    ) -> Spread:
+        """What is usual of a number of a structure at a case's site, computed when first asked for."""
         key = structure, name
         if key not in self._spreads:
-            self._spreads[key] = spread([value(case) for case in self.cases], least)
-        return self._spreads[key]
+            self._spreads[key] = self._by_site(value, least)
+        sites = self._spreads[key]
+        return sites.get(case.site, sites[_EVERYWHERE])
+
+    def _by_site(self, value: Callable[[CaseFacts], float], least: float) -> dict[str, Spread]:
+        values: dict[str, list[float]] = {_EVERYWHERE: []}
+        for case in self.cases:
+            number = value(case)
+            values[_EVERYWHERE].append(number)
+            values.setdefault(case.site, []).append(number)
+        found = {site: spread(numbers, least) for site, numbers in values.items()}
+        return {site: one for site, one in found.items() if site == _EVERYWHERE or one.cases >= _LEAST_CASES}
 
     @cached_property
     def offsets(self) -> dict[tuple[str, str], Array]:
@@ -163,7 +178,7 @@ def _volume(checker: Checker, case: CaseFacts, structure: str, rule: kinds.Volum
     if volume <= 0:
         return None
     read = _facts(structure, lambda facts: math.log(facts.volume_mm3))
-    usual = checker.spread(structure, "log_volume", read, 0.05)
+    usual = checker.spread(case, structure, "log_volume", read, 0.05)
     excess = _limit(usual.z(math.log(volume)), rule.robust_z)
     if rule.low_mm3 is not None and volume < rule.low_mm3:
         excess = max(excess, rule.low_mm3 / volume)
@@ -182,7 +197,7 @@ def _components(checker: Checker, case: CaseFacts, structure: str, rule: kinds.C
     pieces = count(case.structures[structure])
     if pieces <= rule.most:
         return None
-    usual = checker.spread(structure, f"pieces>{rule.min_mm3:g}", _facts(structure, count), 1.0)
+    usual = checker.spread(case, structure, f"pieces>{rule.min_mm3:g}", _facts(structure, count), 1.0)
     if rule.robust_z is not None and usual.z(pieces) < rule.robust_z:
         return None
     excess = pieces / rule.most if rule.robust_z is None else usual.z(pieces) / rule.robust_z
@@ -194,7 +209,7 @@ def _holes(checker: Checker, case: CaseFacts, structure: str, rule: kinds.Holes)
     holes = case.structures[structure].holes_mm3
     if holes <= rule.most_mm3:
         return None
-    usual = checker.spread(structure, "holes", _facts(structure, lambda facts: facts.holes_mm3), 1.0)
+    usual = checker.spread(case, structure, "holes", _facts(structure, lambda facts: facts.holes_mm3), 1.0)
     if rule.robust_z is not None and usual.z(holes) < rule.robust_z:
         return None
     excess = holes / max(rule.most_mm3, 1.0) if rule.robust_z is None else usual.z(holes) / rule.robust_z
@@ -227,7 +242,7 @@ def _overlap(checker: Checker, case: CaseFacts, structure: str, rule: kinds.Over
     if volume <= rule.most_mm3:
         return None
     name = "claimed:" + ",".join(rule.others)
-    usual = checker.spread(structure, name, _facts(structure, taken), 1.0)
+    usual = checker.spread(case, structure, name, _facts(structure, taken), 1.0)
     if rule.robust_z is not None and usual.z(volume) < rule.robust_z:
         return None
     excess = volume / max(rule.most_mm3, 1.0) if rule.robust_z is None else usual.z(volume) / rule.robust_z
@@ -255,7 +270,7 @@ def _intensity(checker: Checker, case: CaseFacts, structure: str, rule: kinds.In
     mean = value(case)
     if not math.isfinite(mean):
         return None
-    usual = checker.spread(structure, f"intensity:{rule.contrast_with}", value, 1e-3)
+    usual = checker.spread(case, structure, f"intensity:{rule.contrast_with}", value, 1e-3)
     excess = 0.0 if rule.robust_z is None else _limit(usual.z(mean), rule.robust_z)
     beyond = (rule.low is not None and mean < rule.low) or (rule.high is not None and mean > rule.high)
     if excess < 1 and not beyond:
@@ -272,7 +287,9 @@ def _intensity(checker: Checker, case: CaseFacts, structure: str, rule: kinds.In
 
 def _roughness(checker: Checker, case: CaseFacts, structure: str, rule: kinds.Roughness) -> _Hit | None:
     roughness = case.structures[structure].roughness
-    usual = checker.spread(structure, "roughness", _facts(structure, lambda facts: facts.roughness), 0.01)
+    usual = checker.spread(
+        case, structure, "roughness", _facts(structure, lambda facts: facts.roughness), 0.01
+    )
     excess = _limit(usual.z(roughness), rule.robust_z)
     if excess < 1:
         return None
@@ -283,7 +300,9 @@ def _consensus(checker: Checker, case: CaseFacts, structure: str, rule: kinds.Co
     dice = case.structures[structure].consensus_dice
     if not math.isfinite(dice):
         return None
-    usual = checker.spread(structure, "dice", lambda one: one.structures[structure].consensus_dice, 0.01)
+    usual = checker.spread(
+        case, structure, "dice", lambda one: one.structures[structure].consensus_dice, 0.01
+    )
     excess = 0.0 if rule.robust_z is None else -usual.z(dice) / rule.robust_z
     if rule.min_dice is not None and dice < rule.min_dice:
         excess = max(excess, (1 - dice) / max(1 - rule.min_dice, 1e-6))
@@ -302,7 +321,7 @@ def _label_error(checker: Checker, case: CaseFacts, structure: str, rule: kinds.
 
     facts = case.structures[structure]
     doubted = share(facts) if facts.volume_mm3 > 0 else math.nan
-    usual = checker.spread(structure, "doubted", _facts(structure, share), 0.005)
+    usual = checker.spread(case, structure, "doubted", _facts(structure, share), 0.005)
     excess = 0.0 if rule.robust_z is None else usual.z(doubted) / rule.robust_z
     if rule.most_share is not None and doubted > rule.most_share:
         excess = max(excess, doubted / max(rule.most_share, 1e-6))

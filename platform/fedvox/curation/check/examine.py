@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fedvox.curation.check.measure import CaseFacts, Grid, StructureFacts, measure_structure
+from fedvox.curation.check.measure import CaseFacts, Grid, StructureFacts, claims, measure_structure
 from fedvox.curation.propose.attention import MAPS, attention
 from fedvox.curation.propose.confident import LabelEvidence, confident_joint
 from fedvox.curation.propose.consensus import Method, consensus
@@ -100,33 +100,24 @@ def measure_case(
     """
     grid = Grid.of(case.spacing_mm, case.affine)
     intensity = store.images.read(case.case_id)[0].astype(np.float32)
-    claims = _claims(head, agreed, len(store.structures)) * grid.voxel_mm3
     names = store.structures
+    claimed = claims(head, agreed, names, grid.voxel_mm3)
     facts = {}
     for index, name in enumerate(names[1:], start=1):
         found = measure_structure(head, index, grid, intensity=intensity, agreed=agreed)
-        claimed = {
-            names[o]: float(claims[index, o]) for o in range(1, len(names)) if o != index and claims[index, o]
-        }
         volumes = {key: float(values[index]) for key, values in attention_mm3.items()}
-        facts[name] = replace(found, claimed_mm3=claimed, attention_mm3=volumes)
+        facts[name] = replace(found, claimed_mm3=claimed[name], attention_mm3=volumes)
     corners = [grid.position_mm(voxel) for voxel in ((0, 0, 0), tuple(n - 1 for n in case.shape))]
     low, high = np.min(corners, axis=0), np.max(corners, axis=0)
     return CaseFacts(
         case.case_id,
         case.head or 0,
+        case.site,
         facts,
         image_deviation=max(float(intensity.std()), 1e-6),
         low_mm=(float(low[0]), float(low[1]), float(low[2])),
         high_mm=(float(high[0]), float(high[1]), float(high[2])),
     )
-
-
-def _claims(head: Array, agreed: Array, structures: int) -> Array:
-    """(K, K) voxels by what the label and what the consensus say."""
-    judged = (head < structures) & (agreed < structures)
-    keys = head[judged].astype(np.intp) * structures + agreed[judged]
-    return np.bincount(keys, minlength=structures**2).reshape(structures, structures)
 
 
 def is_examined(store: LabelStore, case_id: str, round: int) -> bool:

@@ -14,6 +14,7 @@ from scipy.ndimage import binary_fill_holes, gaussian_filter
 Array = np.ndarray[Any, Any]
 
 _SMOOTHING_MM = 4.0
+_SMOOTHING_SHARE = 0.25  # of the edge of a cube of the same volume: small structures are smoothed less
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class CaseFacts:
     Args:
         case_id: of the case.
         version: number of the version.
+        site: where the case comes from.
         structures: name -> its facts; background is left out.
         image_deviation: standard deviation of the image's first channel.
         low_mm: smallest RAS+ coordinate (x, y, z) of the image.
@@ -68,6 +70,7 @@ class CaseFacts:
 
     case_id: str
     version: int
+    site: str
     structures: Mapping[str, StructureFacts]
     image_deviation: float
     low_mm: tuple[float, float, float]
@@ -142,6 +145,24 @@ def measure_structure(
     )
 
 
+def claims(mask: Array, agreed: Array, names: Sequence[str], voxel_mm3: float) -> dict[str, dict[str, float]]:
+    """Structure -> other structure -> volume in mm³ that the label calls the one and the consensus the other.
+
+    Args:
+        mask: label map, (D, H, W).
+        agreed: the consensus, (D, H, W).
+        names: of the structures, background first; background is in neither place of the result.
+        voxel_mm3: volume of a voxel.
+    """
+    judged = (mask < len(names)) & (agreed < len(names))
+    keys = mask[judged].astype(np.intp) * len(names) + agreed[judged]
+    table = np.bincount(keys, minlength=len(names) ** 2).reshape(len(names), -1) * voxel_mm3
+    others = range(1, len(names))
+    return {
+        names[i]: {names[j]: float(table[i, j]) for j in others if j != i and table[i, j]} for i in others
+    }
+
+
 def _against(inside: Array, other: Array, grid: Grid, box: tuple[slice, ...]) -> dict[str, Any]:
     """Facts from the comparison with the consensus."""
     different = inside != other
@@ -196,11 +217,12 @@ def _border(voxels: Array, shape: tuple[int, ...], grid: Grid) -> tuple[float, f
 
 
 def _roughness(part: Array, spacing_mm: tuple[float, float, float]) -> float:
-    smooth = (
-        gaussian_filter(np.pad(part, 2).astype(np.float32), [_SMOOTHING_MM / s for s in spacing_mm]) > 0.5
-    )
+    edge_mm = (np.count_nonzero(part) * float(np.prod(spacing_mm))) ** (1 / 3)
+    sigma_mm = min(_SMOOTHING_MM, _SMOOTHING_SHARE * edge_mm)
+    padded = np.pad(part, 2)
+    smooth = gaussian_filter(padded.astype(np.float32), [sigma_mm / s for s in spacing_mm]) > 0.5
     area = _area(smooth, spacing_mm)
-    return _area(np.pad(part, 2), spacing_mm) / area if area > 0 else math.nan
+    return _area(padded, spacing_mm) / area if area > 0 else math.nan
 
 
 def _area(part: Array, spacing_mm: tuple[float, float, float]) -> float:

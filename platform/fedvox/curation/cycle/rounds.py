@@ -84,13 +84,7 @@ class Cycle:
         if stopped is not None:
             return stopped
         store = self.store
-        number = store.rounds.open(self.config.model_dump(mode="json"), actor=ACTOR)
-        models = Models.from_json(self._step(number, "models", lambda: self._models(number).to_json()))
-        self._require_two(models)
-        self._step(number, "propose", lambda: steps.propose(
-            self.config, store, number, models, actor=ACTOR, on_case=self._on_case
-        ))  # fmt: skip
-        self._step(number, "check", lambda: steps.check(self.config, store, number, actor=ACTOR))
+        number, models = self.prepare()
         self._step(number, "queue", lambda: steps.queue(self.config, store, number, actor=ACTOR))
         waiting = sum(store.queue.counts(round=number).get(state, 0) for state in ("open", "leased"))
         if waiting:
@@ -101,6 +95,18 @@ class Cycle:
         store.rounds.close(number, actor=ACTOR)
         stop = report.get("stop", "")
         return Progress(number, "stopped" if stop else "closed", reason=stop)
+
+    def prepare(self) -> tuple[int, Models]:
+        """The first steps of a round: its models, proposals and checks, without a queue."""
+        store = self.store
+        number = store.rounds.open(self.config.model_dump(mode="json"), actor=ACTOR)
+        models = Models.from_json(self._step(number, "models", lambda: self._models(number).to_json()))
+        self._require_two(models)
+        self._step(number, "propose", lambda: steps.propose(
+            self.config, store, number, models, actor=ACTOR, on_case=self._on_case
+        ))  # fmt: skip
+        self._step(number, "check", lambda: steps.check(self.config, store, number, actor=ACTOR))
+        return number, models
 
     def _step(self, number: int, name: str, do: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         done = self.store.rounds.step(number, name)

@@ -1,8 +1,8 @@
 """Priority: what a minute of a person's time is expected to repair.
 
-For each structure s of a case, the findings give the probability that its label is wrong, as if they were independent
-(1 - Π(1 - severity)), and the comparison with the consensus gives what would change: W_s mm³ of M_s mm³ that are
-usual of the structure. Then
+For each structure s of a case, the findings give the probability that its label is wrong, as if they were independent:
+1 - 0.98 · Π(1 - severity), which takes two in a hundred to be wrong although no rule fires. The comparison with the
+consensus gives what would change: W_s mm³ of M_s mm³ that are usual of the structure. Then
 
     gain     = Σ_s p_s · min(1, W_s / M_s)        in structures: a small organ counts as much as a large one
     gain_mm3 = Σ_s p_s · W_s                      the same in mm³, for people
@@ -24,6 +24,8 @@ from fedvox.curation.check.measure import CaseFacts
 from fedvox.curation.store import Finding
 
 Array = np.ndarray[Any, Any]
+
+_WRONG_UNSEEN = 0.02  # so that cases without a finding are ordered by what the consensus would change
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def _product_of_trust(cases: Sequence[CaseFacts], findings: Sequence[Finding], n
     """(n, S) probability that a structure of a case is right, by all findings on it."""
     rows: Mapping[str, int] = {case.case_id: row for row, case in enumerate(cases)}
     columns = {name: column for column, name in enumerate(names)}
-    trust = np.ones((len(cases), len(names)))
+    trust = np.full((len(cases), len(names)), 1 - _WRONG_UNSEEN)
     for finding in findings:
         trust[rows[finding.case_id], columns[finding.structure]] *= 1 - min(finding.severity, 0.999)
     return trust
