@@ -40,8 +40,10 @@ def flower_simulation(
     backend_config: Annotated[
         str, typer.Option("--backend-config", help="Flower's backend configuration as JSON.")
     ] = "{}",
-    client_cpus: Annotated[float, typer.Option("--client-cpus", help="Cores of a clinic at work.")] = 1,
-    client_gpus: Annotated[float, typer.Option("--client-gpus", help="GPUs of a clinic at work.")] = 0,
+    client_cpus: Annotated[
+        float, typer.Option("--client-cpus", min=0, help="Cores of a clinic at work.")
+    ] = 1,
+    client_gpus: Annotated[float, typer.Option("--client-gpus", min=0, help="GPUs of a clinic at work.")] = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print each clinic's noise and ε, and train nothing.")
     ] = False,
@@ -129,6 +131,8 @@ def _backend(text: str, cpus: float, gpus: float) -> dict[str, Any]:
         ) from None
     if not isinstance(value, dict):
         raise ConfigError("--backend-config is no JSON object", "Write {…}.")
+    if not (math.isfinite(cpus) and math.isfinite(gpus)):
+        raise ConfigError(f"--client-cpus {cpus} --client-gpus {gpus}", "Give finite numbers.")
     return {"client_resources": {"num_cpus": cpus, "num_gpus": gpus}, **value}
 
 
@@ -165,11 +169,12 @@ def _report(settings: FederationConfig, seconds: float, *, as_json: bool) -> Non
     from fedvox import storage
     from fedvox.training.config import expand
     from fedvox.training.run_directory import without_nan
-    from fedvox_federation.server.journal import Journal
+    from fedvox_federation.server.journal import Journal, Row
 
     place = storage.locate(expand(settings.output)).child(settings.name)
     journal = Journal(place)
-    last = journal.rounds[-1]
+    none: Row = {"round": 0, "epsilon": 0.0, "worst_clinic": "nobody"}  # all budgets were spent beforehand
+    last = journal.rounds[-1] if journal.rounds else none
     if as_json:
         value = {
             "run": place.uri,

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from fedvox.config import Config, load_config
 from fedvox.data.augment_config import AugmentConfig
@@ -33,7 +33,13 @@ from fedvox.training.config import Size3, expand
 Name = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
-class SegmentationSection(Config):
+class Section(Config):
+    """Any of the configurations here: infinity is no budget, no step and no deadline."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class SegmentationSection(Section):
     """Voxel-wise segmentation on the patients of a brick store."""
 
     kind: Literal["segmentation"] = "segmentation"
@@ -53,7 +59,7 @@ class SegmentationSection(Config):
     """Of the windows with which whole volumes are judged."""
 
 
-class TrainingSection(Config):
+class TrainingSection(Section):
     """What a clinic does with a round."""
 
     scope: Literal["full", "decoder", "norm+head", "lora"] = "norm+head"
@@ -75,14 +81,14 @@ class TrainingSection(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
-class PolicySection(Config):
+class PolicySection(Section):
     """A noise policy by name; see `fedvox_federation.privacy.noise_policy`."""
 
     name: str = "tiers"
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class PrivacySection(Config):
+class PrivacySection(Section):
     """What is promised to every patient, and how."""
 
     epsilon: float = Field(8.0, gt=0)
@@ -99,7 +105,7 @@ class PrivacySection(Config):
     """Let clinics without a valid attestation take part, as score 0."""
 
 
-class StrategySection(Config):
+class StrategySection(Section):
     """How updates become the next model; the names are Flower's, and `scaffold` beside them."""
 
     name: Literal["fedavg", "fedprox", "fedavgm", "fedadam", "fedadagrad", "fedyogi", "fedmedian", "fedtrimmedavg",
@@ -120,7 +126,7 @@ class StrategySection(Config):
         return self
 
 
-class StudyTrustSection(Config):
+class StudyTrustSection(Section):
     """Whose attestations the server believes. Without it every clinic counts as unattested."""
 
     trust_store: str
@@ -130,7 +136,7 @@ class StudyTrustSection(Config):
     """Question catalogues that the study accepts; empty for all of this version."""
 
 
-class ServerSection(Config):
+class ServerSection(Section):
     """When a round counts, and what an update may be."""
 
     trust: StudyTrustSection | None = None
@@ -155,7 +161,7 @@ class ServerSection(Config):
     """NaN, infinite or wrongly shaped updates: leave the clinic out of the round, or end the run."""
 
 
-class PartitionSection(Config):
+class PartitionSection(Section):
     """How a simulation deals patients to hospitals; see `fedvox_federation.hospitals`."""
 
     kind: Literal["iid", "sizes", "labels", "acquisition"] = "iid"
@@ -166,7 +172,7 @@ class PartitionSection(Config):
     least_patients: int = Field(1, ge=1)
 
 
-class ProfileSection(Config):
+class ProfileSection(Section):
     """A simulated hospital's standing, in place of an attestation."""
 
     name: str = "well-equipped"
@@ -176,7 +182,7 @@ class ProfileSection(Config):
     attested: bool = True
 
 
-class ClinicsSection(Config):
+class ClinicsSection(Section):
     """The hospitals of a simulation. Under SuperNodes every clinic has a `ClinicConfig` of its own instead."""
 
     store: str = "$FEDVOX_HOME/stores/mni152-sites"
@@ -191,7 +197,7 @@ class ClinicsSection(Config):
     """Local folder; `NAME/clinics/HOSPITAL` below it is what a real clinic has on its own disk."""
 
 
-class FederationConfig(Config):
+class FederationConfig(Section):
     """One federated run."""
 
     name: str = Field("federation", pattern=Name)
@@ -238,7 +244,7 @@ class FederationConfig(Config):
         return float(mu) if self.strategy.name == "fedprox" else 0.0
 
 
-class TrustSection(Config):
+class TrustSection(Section):
     """How a clinic convinces itself of its own attestation, before the server does."""
 
     attestation: str
@@ -252,7 +258,7 @@ class TrustSection(Config):
     """Accepted profiles of the question catalogue; None takes all of this version."""
 
 
-class ClinicConfig(Config):
+class ClinicConfig(Section):
     """What a clinic says about itself, in a file on its own disk.
 
     A SuperNode is told of it by `--node-config 'clinic="/etc/fedvox/clinic.yaml"'`.
@@ -304,8 +310,22 @@ def from_run_config(run_config: Mapping[str, Any], app_folder: Path) -> Federati
             "Known are `config` and `set`, as in --run-config 'set=\"rounds=3 privacy.epsilon=4\"'.",
         )
     named = str(run_config.get("config", ""))
-    overrides = shlex.split(str(run_config.get("set", "")))
+    overrides = split_overrides(str(run_config.get("set", "")))
     return load_config(FederationConfig, app_folder / named if named else None, overrides)
+
+
+def split_overrides(text: str) -> list[str]:
+    """`a=1 'b={c: 2}'` as a shell would split it.
+
+    Raises:
+        ConfigError: a quotation mark is left open.
+    """
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"run configuration: {text!r}: {error}", "Quote values with blanks: 'a={b: 1}'."
+        ) from error
 
 
 def to_run_config(config: str, overrides: Iterable[str]) -> dict[str, str]:

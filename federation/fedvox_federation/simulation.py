@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedvox.errors import ConfigError
 from fedvox_federation.bundle import ENTRY, SOURCE_ROOTS
-from fedvox_federation.config import FederationConfig, from_run_config
+from fedvox_federation.config import FederationConfig, from_run_config, split_overrides
 from fedvox_federation.quiet import QUIET
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def run_config(app: App, given: Sequence[str]) -> dict[str, Scalar]:
     """
     found = dict(app.run_config)
     more: list[str] = []
-    for pair in (pair for text in given for pair in shlex.split(text)):
+    for pair in (pair for text in given for pair in split_overrides(text)):
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise ConfigError(
@@ -108,7 +108,7 @@ def run_config(app: App, given: Sequence[str]) -> dict[str, Scalar]:
                 f"run configuration: the app has no {key!r}", f"It has {', '.join(found) or 'none'}."
             )
     if more:
-        found["set"] = shlex.join([*shlex.split(str(found["set"])), *more])
+        found["set"] = shlex.join([*split_overrides(str(found["set"])), *more])
     return found
 
 
@@ -298,7 +298,15 @@ def plan(config: FederationConfig) -> PlannedFederation:
     from fedvox_federation.client.model import build
     from fedvox_federation.client.sites import hospitals
     from fedvox_federation.client.tasks import check_store
+    from fedvox_federation.server.strategies import aggregator_of
 
+    needed = aggregator_of(config).least_updates
+    if needed > config.clinics.partition.hospitals:
+        raise ConfigError(
+            f"strategy.name {config.strategy.name} with these options needs {needed} updates a round, and there are "
+            f"{config.clinics.partition.hospitals} hospitals",
+            "Lower num_malicious_nodes, or simulate more hospitals.",
+        )
     built = build(config)
     store = BrickStore.open(expand(config.clinics.store))
     check_store(store, built)

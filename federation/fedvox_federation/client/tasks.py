@@ -85,7 +85,12 @@ def patient_of(case_id: str, pattern: str | None) -> str:
     """
     if pattern is None:
         return case_id
-    found = re.search(pattern, case_id)
+    try:
+        found = re.search(pattern, case_id)
+    except re.error as error:
+        raise ConfigError(
+            f"patient_pattern {pattern!r} is no regular expression: {error}", "Such as '^(P\\d+)_'."
+        ) from error
     if found is None or not found.groups():
         raise ConfigError(
             f"patient_pattern {pattern!r} finds no patient in case {case_id!r}",

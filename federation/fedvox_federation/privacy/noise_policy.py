@@ -312,7 +312,12 @@ def build_policy(name: str, **options: Any) -> NoisePolicy:
             f"the noise policy {name} has no option {unknown[0]!r}",
             f"It has {', '.join(sorted(known)) or 'none'}.",
         )
-    policy: NoisePolicy = kind(**options)
+    try:
+        policy: NoisePolicy = kind(**options)
+    except (TypeError, ValueError) as wrong:  # texts or lists where numbers belong
+        raise PrivacyError(
+            f"the noise policy {name} cannot take {options}: {wrong}", "Give numbers."
+        ) from wrong
     return policy
 
 

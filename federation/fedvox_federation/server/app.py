@@ -13,7 +13,7 @@ from typing import Any
 
 from fedvox import storage
 from fedvox.data.store import BrickStore
-from fedvox.errors import CheckpointError, ConfigError, FedvoxError, RunError
+from fedvox.errors import CheckpointError, FedvoxError, RunError
 from fedvox.inference.device import choose_device
 from fedvox.storage import Location
 from fedvox.training.config import expand
@@ -29,7 +29,7 @@ from fedvox_federation.server.journal import Journal
 from fedvox_federation.server.rounds import Federation, Judge
 from fedvox_federation.server.snapshot import Snapshot, load_snapshot
 from fedvox_federation.server.standings import AttestationRegistry, ProfileRegistry, Registry
-from fedvox_federation.server.strategies import build_aggregator
+from fedvox_federation.server.strategies import aggregator_of
 
 log = logging.getLogger(__name__)
 
@@ -102,14 +102,8 @@ def _federation(
     model: SegmentationModel,
     may_write: Callable[[], None],
 ) -> tuple[Federation, Snapshot]:
-    strategy, simulation = config.strategy, is_simulation(grid)
-    private = config.privacy.policy.name != "none"
-    if strategy.weighting == "inverse-noise" and not private:
-        raise ConfigError(
-            "strategy.weighting inverse-noise has no weights where nobody adds noise", "Use size or equal."
-        )
-    aggregator = build_aggregator(strategy.name, strategy.options, weighting=strategy.weighting)
-    for note in aggregator.notes(private=private):
+    simulation, aggregator = is_simulation(grid), aggregator_of(config)
+    for note in aggregator.notes(private=config.privacy.policy.name != "none"):
         log.warning("%s", note)
     start = load_snapshot(journal.state) or Snapshot(0, model.federated.arrays())
     journal.begin(config, after_round=start.round_number)

@@ -28,6 +28,7 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.exception import AggregationError
 
 from fedvox.errors import ConfigError, RunError
+from fedvox_federation.config import FederationConfig
 from fedvox_federation.privacy.federation import Contribution, Weighting, aggregation_weights
 from fedvox_federation.protocol import Array, Arrays
 
@@ -255,6 +256,20 @@ def build_aggregator(
     # and then neither samples nor addresses nodes: its sampler would wait for them without end.
     made.fraction_train = 0.0
     return Aggregator(known_as, made, weighting)
+
+
+def aggregator_of(config: FederationConfig) -> Aggregator:
+    """The strategy that a federation is configured with.
+
+    Raises:
+        ConfigError: see `build_aggregator`; or a weighting by noise where there is none.
+    """
+    strategy = config.strategy
+    if strategy.weighting == "inverse-noise" and config.privacy.policy.name == "none":
+        raise ConfigError(
+            "strategy.weighting inverse-noise has no weights where nobody adds noise", "Use size or equal."
+        )
+    return build_aggregator(strategy.name, strategy.options, weighting=strategy.weighting)
 
 
 def _flowers(name: str) -> Any:

@@ -117,6 +117,26 @@ def test_wrong_options_are_told_without_a_traceback(simulate, write_config, fore
     assert "did you mean 'epsilon'" in err
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        "'",
+        "privacy.epsilon=.inf",
+        "training.lr=.inf",
+        "strategy.name=fedprox 'strategy.options={proximal_mu: .nan}'",
+        "strategy.name=fedprox 'strategy.options={nope: 1}'",
+        "strategy.name=krum 'strategy.options={num_malicious_nodes: 5}'",
+        "'privacy.policy={name: tiers, options: {factors: abc}}'",
+        "'privacy.policy={name: continuous, options: {factor_at_zero: [1]}}'",
+        "'privacy.policy={name: nope}'",
+        "'clinics.patient_pattern=('",
+    ],
+)
+def test_what_could_not_run_is_told_in_one_line_before_anything_starts(simulate, write_config, given):
+    code, _, err = simulate("--config", write_config(), "--run-config", given)
+    assert (code, "Traceback" in err) == (2, False), err
+
+
 def test_help_answers_without_torch_ray_or_flower():
     code = (
         "import sys; sys.argv = ['flower-simulation', '--help']\n"
