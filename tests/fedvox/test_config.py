@@ -9,6 +9,7 @@ from fedvox.config import Config, load_config, parse_scalar, to_yaml
 from fedvox.curation.cycle.config import CurateConfig
 from fedvox.errors import ConfigError
 from fedvox.forecasting.config import ForecastConfig
+from fedvox.tracking.config import LesionConfig
 from fedvox.training.config import PretrainConfig, expand
 from fedvox.training.finetune_config import FinetuneConfig
 from fedvox_federation.config import FederationConfig
@@ -120,6 +121,7 @@ KINDS = {
     "curate": CurateConfig,
     "federation": FederationConfig,
     "forecast": ForecastConfig,
+    "lesion": LesionConfig,
 }
 """How the file's name begins -> what it configures; everything else is a pretraining run."""
 

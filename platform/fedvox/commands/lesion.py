@@ -1,4 +1,4 @@
-"""`fedvox lesion`: segment marked lesions, follow them through a series, measure them, simulate patients."""
+"""`fedvox lesion`: segment marked lesions, follow them, measure them, simulate patients, train networks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedvox.commands import CommandGroup
+from fedvox.commands.pretrain import AsJson, ConfigFile, Overrides, Resume, ResumeChoice, check_resume
+from fedvox.config import load_config, to_yaml
 from fedvox.errors import ConfigError
+from fedvox.tracking.config import LesionConfig
+from fedvox.training.config import require_lasting
 
 if TYPE_CHECKING:
     from fedvox.tracking.segmenters import Segmenter
@@ -184,13 +188,58 @@ def simulate(
     print(json.dumps(found) if as_json else f"{patients} patients with {visits} scans each in {folder}")
 
 
+def pretrain(
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    resume: ResumeChoice = Resume.auto,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be trained, and train nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Trains a promptable network on pooled lesion data sets, simulated lesions or both. Run again, it goes on.
+
+    Examples:
+        fedvox lesion pretrain --config jobs/configs/lesion_demo.yaml
+
+        ray job submit --working-dir . -- python jobs/lesion_pretrain.py --config jobs/configs/lesion_demo.yaml
+    """
+    settings = load_config(LesionConfig, config, set_ or [])
+    require_lasting(settings.storage, "storage")
+    if dry_run:
+        from fedvox.tracking.estimate import describe, estimate
+
+        found = estimate(settings)
+        told = {"schema": "fedvox.plan/1", **found, "config": settings.model_dump(mode="json")}
+        print(json.dumps(told) if as_json else f"{to_yaml(settings)}\n{describe(found)}")
+        return
+    from fedvox.tracking import lesion_training
+    from fedvox.training.ray_shell import run
+    from fedvox.training.run_directory import RunDirectory
+
+    directory = RunDirectory.of(settings)
+    check_resume(directory, resume)
+    uri = directory.location.uri
+    # `fedvox submit` follows the run by this line
+    print(f"run directory: {uri}", file=sys.stderr if as_json else sys.stdout, flush=True)
+    outcome = run(settings, lesion_training)
+    if as_json:
+        print(json.dumps({"run_directory": uri, **outcome}))
+        return
+    print(f"finished at step {outcome['step']}")
+    for name, value in outcome.items():
+        if name.startswith("dice"):
+            print(f"  {name:<16} {value:.3f}")
+    print(f"model        {uri}/final\ncurves       {uri}/figures/curves.png")
+
+
 lesion = CommandGroup(
     """Lesions: segment what is marked, follow it through later scans, measure it (RECIST 1.1).
 
     Examples:
         fedvox lesion track -s patient_001/series.json -o out
     """,
-    (segment, track, table, simulate),
+    (segment, track, table, simulate, pretrain),
 )
 
 

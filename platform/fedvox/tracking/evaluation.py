@@ -21,7 +21,8 @@ import numpy.typing as npt
 from fedvox.errors import DataError
 from fedvox.evaluation.lesions import LesionPolicy, lesion_overlap
 from fedvox.evaluation.metrics import measure
-from fedvox.tracking.prompt_simulation import Jitter, PromptKind, simulate_correction, simulate_prompt
+from fedvox.tracking.config import PromptKind
+from fedvox.tracking.prompt_simulation import Jitter, simulate_correction, simulate_prompt
 from fedvox.tracking.prompts import Prompt
 from fedvox.tracking.segmenters import Request, Segmenter
 
@@ -160,7 +161,8 @@ def _score(
     index: int, lesion: int, truth: Labels, predicted: Labels, spacing: Spacing, nsd_mm: float
 ) -> LesionScore:
     mask, found = truth == lesion, predicted == lesion
-    scores = measure(mask, found, spacing, tolerance_mm=nsd_mm)
+    near = _around(mask | found, margin=2)
+    scores = measure(mask[near], found[near], spacing, tolerance_mm=nsd_mm)
     distance = None
     if found.any():
         apart = (np.argwhere(found).mean(0) - np.argwhere(mask).mean(0)) * spacing
@@ -168,6 +170,13 @@ def _score(
     ids, counts = np.unique(predicted[mask & (predicted > 0)], return_counts=True)
     best = int(ids[counts.argmax()]) if len(ids) else 0
     return LesionScore(index, lesion, scores["dice"], scores[f"nsd@{nsd_mm:g}mm/surfel"], distance, best)
+
+
+def _around(mask: npt.NDArray[np.bool_], margin: int) -> tuple[slice, ...]:
+    """The box of a mask and a margin; what lies beyond takes no part in any score."""
+    voxels = np.argwhere(mask)
+    low, high = np.maximum(voxels.min(0) - margin, 0), voxels.max(0) + 1 + margin
+    return tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
 
 
 def dice_over_rounds(

@@ -10,21 +10,23 @@ and the prompts' begin at zero, so that at first the network sees of an image wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fedvox import storage
 from fedvox.errors import CheckpointError
 from fedvox.models.backbone import Backbone
 from fedvox.models.registry import build_model
 from fedvox.models.transfer import LoadReport, inflate_channels, load_pretrained
-from fedvox.tracking.patches import Patch, PatchPlan
-from fedvox.tracking.prompts import CHANNELS, PromptEncoding
+from fedvox.tracking.patches import SEEN, Patch, PatchPlan
+from fedvox.tracking.prompts import PromptEncoding
 from fedvox.tracking.segmenters import Request
 from fedvox.training.pretrained import Pretrained
 from fedvox.training.release import ModelInfo, load_release, write_release
@@ -34,14 +36,17 @@ _ENCODING = "prompt_encoding"  # key in the release's provenance
 
 
 def promptable(name: str, *, image_channels: int = 1, **options: object) -> Backbone:
-    """A fresh network: image and prompt channels to background and lesion.
+    """A fresh network: image and prompt channels to background and lesion. At first it adds nothing to the prior.
 
     Args:
         name: see `fedvox.models.registry.list_models`.
         image_channels: of the image.
         options: of the backbone.
     """
-    return build_model(name, in_channels=image_channels + len(CHANNELS), classes=len(STRUCTURES), **options)  # type: ignore[arg-type]  # deep_supervision is one of the options
+    network = build_model(name, in_channels=image_channels + len(SEEN), classes=len(STRUCTURES), **options)  # type: ignore[arg-type]  # deep_supervision is one of the options
+    for parameter in network.heads.parameters():
+        nn.init.zeros_(parameter)
+    return network
 
 
 @torch.no_grad()
@@ -65,7 +70,7 @@ def load_image_weights(network: Backbone, pretrained: Pretrained) -> LoadReport:
         structures=STRUCTURES,
         pretrained_structures=pretrained.structures,
     )
-    images = network.config.in_channels - len(CHANNELS)
+    images = network.config.in_channels - len(SEEN)
     state = network.state_dict()
     for name in report.names("inflated"):
         old = pretrained.tensors[name]
@@ -76,11 +81,32 @@ def load_image_weights(network: Backbone, pretrained: Pretrained) -> LoadReport:
     return report
 
 
-def network_input(
-    image: npt.NDArray[np.float32], prompts: npt.NDArray[np.float32], device: torch.device | str = "cpu"
-) -> torch.Tensor:
-    """(D, H, W) and (7, D, H, W) as one input (8, D, H, W)."""
-    return torch.from_numpy(np.concatenate([image[None], prompts])).to(device)
+def with_prior(
+    outputs: Tensor | Sequence[Tensor], seen: Tensor, encoding: PromptEncoding
+) -> Tensor | list[Tensor]:
+    """What a network says, added to what the random walker says.
+
+    Args:
+        outputs: logits (B, 2, D, H, W), or those of all resolutions under deep supervision.
+        seen: (B, 9, D, H, W), what the network saw.
+        encoding: knows the prior's weight.
+
+    Returns:
+        Logits of the same shapes; as they were where nothing is marked.
+    """
+    walker = seen[:, -1:]
+    marked = (walker.amax((1, 2, 3, 4), keepdim=True) > 0).to(walker)
+    prior = encoding.prior * (2 * walker - 1) * marked
+    if isinstance(outputs, Tensor):
+        return torch.cat([outputs[:, :1], outputs[:, 1:] + prior.to(outputs)], dim=1)
+    sized = [F.interpolate(prior, size=x.shape[2:], mode="trilinear", align_corners=False) for x in outputs]
+    return [torch.cat([x[:, :1], x[:, 1:] + p.to(x)], dim=1) for x, p in zip(outputs, sized, strict=True)]
+
+
+def lesion_probability(outputs: Tensor | Sequence[Tensor]) -> Tensor:
+    """(B, 1, D, H, W) at full resolution, from logits of `with_prior`."""
+    full = outputs if isinstance(outputs, Tensor) else outputs[0]
+    return full.float().softmax(1)[:, 1:]
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,9 +127,9 @@ class NetworkSegmenter:
     def __call__(self, request: Request) -> npt.NDArray[np.bool_]:
         """The lesion's mask, bool (D, H, W)."""
         patch = Patch.around(request.prompts, request.image.shape, request.spacing_mm, self.plan)
-        seen = network_input(patch.image(request.image), patch.prompts(request.prompts), self.device)
-        logits = self.network(seen[None])[0].float()
-        return patch.whole(logits.softmax(0)[1].cpu().numpy())
+        seen = torch.from_numpy(patch.seen(request.image, request.prompts)).to(self.device)[None]
+        logits = with_prior(self.network(seen), seen, self.plan.encoding)
+        return patch.whole(lesion_probability(logits)[0, 0].cpu().numpy())
 
 
 def write_segmenter(
@@ -123,7 +149,7 @@ def write_segmenter(
         name=model,
         options={"deep_supervision": network.config.deep_supervision, **options},
         structures=STRUCTURES,
-        channel_names=("image", *CHANNELS),
+        channel_names=("image", *SEEN),
         patch_size=plan.size,
         spacing_mm=plan.spacing_mm,
         normalization="zscore",
@@ -144,7 +170,7 @@ def load_segmenter(uri: str, *, device: torch.device | str = "cpu") -> NetworkSe
         CheckpointError: there is no release, it is damaged, or it knows no prompts.
     """
     network, info = load_release(uri)
-    if info.channel_names[1:] != CHANNELS or _ENCODING not in info.provenance:
+    if info.channel_names[1:] != SEEN or _ENCODING not in info.provenance:
         raise CheckpointError(
             f"{uri} is a model with the channels {', '.join(info.channel_names)}, not one that takes prompts",
             "Name a model that was trained to segment marked lesions.",

@@ -14,11 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from fedvox.data.resample import resample_image
-from fedvox.tracking.prompts import Box, Prompt, PromptEncoding, crop, cropped, encode, extent
+from fedvox.tracking.prompts import CHANNELS, Box, Prompt, PromptEncoding, crop, cropped, encode, extent
+from fedvox.tracking.walker import walker_channel
 
 Size3 = tuple[int, int, int]
 Spacing = tuple[float, float, float]
 BoolVolume = npt.NDArray[np.bool_]
+
+SEEN = (*CHANNELS, "walker")
+"""What a network sees beside the image."""
 
 _ROOM = 1.3  # by how much a patch must be larger than what it is to hold
 
@@ -93,6 +97,17 @@ class Patch:
         if values.size:
             part = np.where(inside, (part - values.mean()) / max(float(values.std()), 1e-6), 0)
         return np.asarray(resample_image(part, self.plan.size, order=1), dtype=np.float32)
+
+    def seen(self, volume: npt.NDArray[Any], prompts: Sequence[Prompt]) -> npt.NDArray[np.float32]:
+        """What a network sees: the image, the prompts' channels and the random walker's, (9, D, H, W)."""
+        image, marks = self.image(volume), self.prompts(prompts)
+        return np.stack([image, *marks, walker_channel(image, marks, self.voxel_mm)])
+
+    @property
+    def voxel_mm(self) -> Spacing:
+        """(D, H, W) of the patch as the network sees it."""
+        d, h, w = (n * s / m for n, s, m in zip(self.shape, self.spacing_mm, self.plan.size, strict=True))
+        return d, h, w
 
     def prompts(self, prompts: Sequence[Prompt]) -> npt.NDArray[np.float32]:
         """The prompts' channels at the network's spacing: (7, D, H, W)."""

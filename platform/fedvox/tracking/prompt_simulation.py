@@ -8,7 +8,6 @@ same prompts.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import cc3d
 import numpy as np
@@ -16,10 +15,9 @@ import numpy.typing as npt
 from scipy.ndimage import distance_transform_edt, shift
 
 from fedvox.errors import DataError
+from fedvox.tracking.config import PromptKind
 from fedvox.tracking.prompts import Box, Mask, Point, Prompt, Scribble, Voxel
 
-PromptKind = Literal["point", "box", "scribble", "mask"]
-KINDS: tuple[PromptKind, ...] = get_args(PromptKind)
 BoolVolume = npt.NDArray[np.bool_]
 
 

@@ -123,11 +123,15 @@ class PromptEncoding:
             half the radius.
         radius_mm: of points; strokes have half of it. The nearest voxel always counts, however thick the slices.
         decay: a prompt of k rounds ago counts decay^k.
+        dense: False leaves all channels empty: of the prompts, a network knows where its patch is and no more.
+        prior: weight of the random walker's answer in the network's, in logits: the network learns what to add to it.
     """
 
     point: Literal["ball", "gaussian"] = "ball"
     radius_mm: float = 4.0
     decay: float = 0.9
+    dense: bool = True
+    prior: float = 4.0
 
     def __post_init__(self) -> None:
         if self.radius_mm <= 0 or not 0 < self.decay <= 1 or self.point not in ("ball", "gaussian"):
@@ -156,6 +160,8 @@ def encode(
         (7, D, H, W) float32 in [0, 1], in the order of `CHANNELS`.
     """
     channels = np.zeros((len(CHANNELS), *shape), dtype=np.float32)
+    if not encoding.dense:
+        return channels
     newest = max((prompt.round for prompt in prompts), default=0)
     spacing = np.asarray(spacing_mm, dtype=np.float64)
     for prompt in prompts:

@@ -24,7 +24,7 @@ from scipy.ndimage import binary_dilation, distance_transform_edt, gaussian_filt
 
 from fedvox.data.simulated_scanner import smooth_field
 from fedvox.errors import ConfigError
-from fedvox.tracking.lesion_types import lesion_type, paint
+from fedvox.tracking.lesion_types import LesionType, lesion_type, paint
 
 FloatVolume = npt.NDArray[np.float32]
 BoolVolume = npt.NDArray[np.bool_]
@@ -93,12 +93,12 @@ class NewLesion:
     """A lesion that was not there before.
 
     Args:
-        kind: see `fedvox.tracking.lesion_types`.
+        kind: see `fedvox.tracking.lesion_types`; a name, or one of one's own.
         volume_mm3: of it; less where the tissue has no room.
         at: its middle (D, H, W); None for anywhere in the tissue, apart from other lesions.
     """
 
-    kind: str
+    kind: str | LesionType
     volume_mm3: float
     at: tuple[int, int, int] | None = None
 
@@ -285,7 +285,7 @@ def insert_lesion(
     Returns:
         The scan with the lesion, and whether there was room for it.
     """
-    kind = lesion_type(new.kind)
+    kind = lesion_type(new.kind) if isinstance(new.kind, str) else new.kind
     radius = (3 * new.volume_mm3 / (4 * np.pi)) ** (1 / 3)
     middle = new.at if new.at is not None else _place(scan, radius, rng)
     if middle is None or not scan.tissue[middle] or scan.lesions[middle]:

@@ -139,13 +139,13 @@ def simulate_patient(options: SeriesOptions, number: int, brain: Head | None = N
         brain: the template, if it is at hand (`load_brain`).
     """
     rng = np.random.Generator(np.random.Philox(key=[options.seed, 7919 + number]))
-    anatomy = _anatomy(brain or load_brain(), options, number, rng)
+    anatomy = patient_anatomy(brain or load_brain(), options, number, rng)
     kinds: dict[int, str] = {}
     for _ in range(int(rng.integers(options.lesions[0], options.lesions[1] + 1))):
         new = _drawn_lesion(options, rng)
         anatomy, did = insert_lesion(anatomy, new, len(kinds) + 1, rng)
         if did:
-            kinds[len(kinds) + 1] = new.kind
+            kinds[len(kinds) + 1] = str(new.kind)
     courses = {lesion: COURSES[int(rng.integers(len(COURSES)))] for lesion in kinds}
     visits: list[Visit] = []
     day, next_id = 0, len(kinds) + 1
@@ -159,7 +159,7 @@ def simulate_patient(options: SeriesOptions, number: int, brain: Head | None = N
             later: FollowUp = follow_up(anatomy, changes, news, rng, first_new_id=next_id)
             anatomy, events = later.scan, later.events
             appeared = [e.lesion for e in events if e.kind == "appeared"]
-            kinds |= {lesion: new.kind for lesion, new in zip(appeared, news, strict=False)}
+            kinds |= {lesion: str(new.kind) for lesion, new in zip(appeared, news, strict=False)}
             next_id = max([next_id, *(e.lesion + 1 for e in events if e.kind in ("appeared", "split"))])
         visits.append(_scanned(anatomy, day, events, _acquisition(options, number, index, rng)))
     return Patient(f"patient_{number + 1:03d}", tuple(visits), kinds, courses)
@@ -187,7 +187,7 @@ def _change(course: str, days: int, index: int, rng: np.random.Generator) -> Cha
     return Change(volume=float(rng.uniform(0.9, 1.1)), contrast=contrast)
 
 
-def _anatomy(brain: Head, options: SeriesOptions, number: int, rng: np.random.Generator) -> LesionScan:
+def patient_anatomy(brain: Head, options: SeriesOptions, number: int, rng: np.random.Generator) -> LesionScan:
     """The patient's own head: the template deformed once, without a scanner's traces."""
     depth, height, width = (float(s) for s in rng.uniform(0.93, 1.07, 3))
     shaped = replace(

@@ -99,12 +99,14 @@ class Tracker:
         registration: of a scan to the one before.
         gate: what registrations must reach; None accepts any.
         policy: when two lesions are the same.
+        register: of `fedvox.tracking.registration`, or one that remembers.
     """
 
     observe: Observer
     registration: RegistrationConfig = field(default_factory=RegistrationConfig)
     gate: QualityGate | None = field(default_factory=QualityGate)
     policy: LinkPolicy = field(default_factory=LinkPolicy)
+    register: Callable[[Volume, Volume, RegistrationConfig], Registration] = register
 
 
 def track(
@@ -219,7 +221,7 @@ def step(
     Raises:
         DataError: the scans do not fit (another_patient, registration).
     """
-    registration = register(later, earlier, tracker.registration)
+    registration = tracker.register(later, earlier, tracker.registration)
     if tracker.gate is not None:
         require_same_patient(registration.quality, later.path, earlier.path, tracker.gate)
     return _step(known, registration, later, tracker, direction)

@@ -27,7 +27,7 @@ def model_card(info: ModelInfo) -> str:
     title = str(info.provenance.get("run") or info.name)
     parts = [f"# {title}", f"{info.name}, {len(info.structures) - 1} structures, {_modality(info)}."]
     parts += ["## Intended use", _INTENDED]
-    parts += ["## Use it", _example()]
+    parts += ["## Use it", _example(info)]
     parts += ["## Input", "\n".join(_input(info))]
     parts += ["## Structures", "\n".join(_structures(info))]
     parts += ["## Training data", "\n".join(_data(info))]
@@ -42,11 +42,19 @@ def _modality(info: ModelInfo) -> str:
     return f"{info.modality or 'modality not recorded'}, {channels} {', '.join(info.channel_names)}"
 
 
-def _example() -> str:
-    return (
+def _example(info: ModelInfo) -> str:
+    code = (
         "```python\nfrom fedvox.training.release import load_release\n\n"
         'model, info = load_release("path/to/this/folder")\n```\n\n'
-        "or, from images to label maps: `fedvox predict --model path/to/this/folder --input images --output labels`."
+    )
+    if info.channel_names[1:2] == ("point +",):  # takes prompts: see fedvox.tracking.prompts
+        return (
+            f"{code}or, from marks to lesions: `fedvox lesion segment --model path/to/this/folder --image scan.nii.gz "
+            "--prompts prompts.json --output out`."
+        )
+    return (
+        f"{code}or, from images to label maps: "
+        "`fedvox predict --model path/to/this/folder --input images --output labels`."
     )
 
 

@@ -10,6 +10,8 @@ import torch
 from fedvox.commands.lesion import segment as segment_command
 from fedvox.errors import CheckpointError, DataError
 from fedvox.models.registry import build_model
+from fedvox.tracking.config import PromptSection
+from fedvox.tracking.examples import ArraySource, TrainingScan
 from fedvox.tracking.network import (
     NetworkSegmenter,
     load_image_weights,
@@ -17,19 +19,10 @@ from fedvox.tracking.network import (
     promptable,
     write_segmenter,
 )
-from fedvox.tracking.patches import Patch, PatchPlan
+from fedvox.tracking.patches import SEEN, Patch, PatchPlan
 from fedvox.tracking.prompts import CHANNELS, Box, Mask, Point
 from fedvox.tracking.segmenters import Request
-from fedvox.tracking.training import (
-    PromptTraining,
-    TrainingScan,
-    collate,
-    corrected_samples,
-    draw_sample,
-    lesion_list,
-    train,
-)
-from fedvox.training.config import OptimizerSection
+from fedvox.tracking.training import collate, corrected_samples, draw_sample
 from fedvox.training.pretrained import Pretrained
 
 PLAN = PatchPlan((16, 16, 16), (4.0, 4.0, 4.0))
@@ -91,7 +84,7 @@ def test_weights_without_prompts_are_taken_over_so_that_the_image_is_seen_as_bef
     assert report.share("encoder") == 1
     image = torch.randn(1, 1, 16, 16, 16)
     seen = [network.encoder(network.stem(torch.cat([image, p], 1))) for p in (
-        torch.zeros(1, len(CHANNELS), 16, 16, 16), torch.rand(1, len(CHANNELS), 16, 16, 16))]  # fmt: skip
+        torch.zeros(1, len(SEEN), 16, 16, 16), torch.rand(1, len(SEEN), 16, 16, 16))]  # fmt: skip
     expected = before.encoder(before.stem(image))
     for found in seen:
         for a, b in zip(expected, found, strict=True):
@@ -102,53 +95,44 @@ def test_weights_without_prompts_are_taken_over_so_that_the_image_is_seen_as_bef
 
 
 def test_samples_are_a_function_of_seed_and_index_and_every_lesion_counts_the_same(scans):
-    config = PromptTraining(steps=1, plan=PLAN, empty_share=0.2)
-    lesions = lesion_list(scans)
-    assert lesions == [(0, 1), (0, 2), (1, 1), (1, 2)]
-    samples = [draw_sample(scans, lesions, config, i) for i in range(40)]
-    again = draw_sample(scans, lesions, config, 17)
-    torch.testing.assert_close(collate([again]).image, collate([samples[17]]).image, rtol=0, atol=0)
-    empty = [s for s in samples if not s.lesion.any()]
+    prompts, source = PromptSection(empty_share=0.2), ArraySource(scans)
+    assert source.lesions == 4
+    samples = [draw_sample(source, prompts, PLAN, 0, i) for i in range(40)]
+    again = draw_sample(source, prompts, PLAN, 0, 17)
+    torch.testing.assert_close(collate([again])[0], collate([samples[17]])[0], rtol=0, atol=0)
+    sizes = {int(s.target.sum()) for s in samples if s.target.any()}
+    assert sizes == {int((scan.lesions == i).sum()) for scan in scans for i in (1, 2)}
+    empty = [s for s in samples if not s.target.any()]
     assert 2 <= len(empty) <= 18
     for sample in empty:
         assert isinstance(sample.prompts[0], Mask)
         assert not (sample.prompts[0].volume & (sample.scan.lesions > 0)).any()
-    batch = collate(samples[:3])
-    assert batch.image.shape == (3, 8, 16, 16, 16)
-    assert batch.label.shape == (3, 1, 16, 16, 16)
+    seen, label = collate(samples[:3])
+    assert seen.shape == (3, 9, 16, 16, 16)
+    assert label.shape == (3, 1, 16, 16, 16)
     with pytest.raises(DataError):
-        lesion_list([TrainingScan(scans[0].image, scans[0].lesions * 0, (1, 1, 1))])
+        ArraySource([TrainingScan(scans[0].image, scans[0].lesions * 0, (1, 1, 1))])
 
 
 def test_a_reader_corrects_what_the_network_says(scans):
     torch.manual_seed(0)
     network = promptable(NAME)
     network.train()
-    config = PromptTraining(steps=1, plan=PLAN, empty_share=0, corrections=2)
-    samples = [draw_sample(scans, lesion_list(scans), config, i) for i in range(2)]
-    found = corrected_samples(network, samples, config, 0)
+    prompts = PromptSection(empty_share=0)
+    samples = [draw_sample(ArraySource(scans), prompts, PLAN, 0, i) for i in range(2)]
+    found = corrected_samples(network, samples, 2, np.random.default_rng(0))
     assert network.training
     assert all(len(a.prompts) > len(b.prompts) for a, b in zip(found, samples, strict=True))
     assert all(p.round >= 1 for s in found for p in s.prompts[1:])
 
 
-def test_a_short_training_learns_to_answer_prompts_and_comes_back_from_its_release(scans, tmp_path):
+def test_a_network_comes_back_from_its_release_and_segments_from_the_command_line(scans, tmp_path):
     torch.manual_seed(0)
     network = promptable(NAME, deep_supervision=False)
-    config = PromptTraining(
-        steps=40,
-        plan=PLAN,
-        kinds=("mask",),
-        empty_share=0.0,
-        corrected_share=0.1,
-        optimizer=OptimizerSection(lr=5e-3),
-    )
-    losses = train(network, scans, config)
-    assert np.mean(losses[-8:]) < np.mean(losses[:8]) - 0.15
-    assert np.isfinite(losses).all()
     write_segmenter(
         network, PLAN, str(tmp_path / "model"), model=NAME, options={}, run="lesions of a phantom"
     )
+    assert "fedvox lesion segment --model" in (tmp_path / "model" / "README.md").read_text()
     segment = load_segmenter(str(tmp_path / "model"))
     assert segment.plan == PLAN
     mask = scans[0].lesions == 1
@@ -166,6 +150,17 @@ def test_a_short_training_learns_to_answer_prompts_and_comes_back_from_its_relea
         model=str(tmp_path / "model"),
     )
     assert json.loads((tmp_path / "out" / "lesions.json").read_text())["method"] == str(tmp_path / "model")
+
+
+def test_an_untrained_network_answers_as_the_random_walker_does(scans):
+    network = promptable(NAME, deep_supervision=False)
+    lesion = scans[0].lesions == 1
+    request = Request(scans[0].image, scans[0].spacing_mm, (Mask(lesion),))
+    said = NetworkSegmenter(network.eval(), PLAN)(request)
+    patch = Patch.around(request.prompts, lesion.shape, scans[0].spacing_mm, PLAN)
+    walker = patch.seen(scans[0].image, request.prompts)[-1]
+    np.testing.assert_array_equal(said, patch.whole(1 / (1 + np.exp(-4 * (2 * walker - 1)))))
+    assert 2 * (said & lesion).sum() / (said.sum() + lesion.sum()) > 0.7
 
 
 def test_a_model_that_takes_no_prompts_is_refused_by_name(tmp_path):

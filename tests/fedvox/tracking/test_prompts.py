@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from fedvox.data.geometry import Geometry, Volume
 from fedvox.data.readers import read_volume
 from fedvox.errors import DataError
+from fedvox.tracking.config import KINDS
 from fedvox.tracking.prompt_files import parse_prompts, read_prompts
 from fedvox.tracking.prompt_simulation import (
-    KINDS,
     NO_JITTER,
     Jitter,
     simulate_correction,
