@@ -224,7 +224,8 @@ class ReplyChecker:
         norm = update_norm(reply.arrays, arrays)
         if norm == 0 and reply.noise_multiplier > 0:
             return replace(result, verdict=Verdict.REJECTED, reason=Fault.UNCHANGED.value, norm=norm)
-        if not norm <= reachable_norm(self._config, reply, arrays, correction):
+        believed = replace(reply, noise_multiplier=min(reply.noise_multiplier, self._most_noise(reply)))
+        if not norm <= reachable_norm(self._config, believed, arrays, correction):
             return replace(result, verdict=Verdict.REJECTED, reason=Fault.TOO_LONG.value, norm=norm)
         return replace(result, norm=norm, arrays=self._cut(reply.arrays, arrays, norm))
 
@@ -309,14 +310,21 @@ class ReplyChecker:
         whose = (reply.clinic, reply.round_number)
         return None if self.remembered.updates.get(reply.update_sha256, whose) == whose else Fault.REPLAYED
 
-    def _noise(self, reply: ClinicReply, judged: Judged) -> Fault | None:
+    def _planned(self, reply: ClinicReply) -> tuple[Promise, Workload]:
         privacy = self._config.privacy
         workload = Workload(reply.sample_rate, self._config.rounds * self._config.training.steps)
+        return Promise(privacy.epsilon, privacy.delta), workload
+
+    def _most_noise(self, reply: ClinicReply) -> float:
+        """What the policy gives the lowest standing: who claims more claims it to send a longer update."""
+        return self._policy.noise_multiplier(Standing(0.0, 0, True, True), *self._planned(reply))
+
+    def _noise(self, reply: ClinicReply, judged: Judged) -> Fault | None:
+        privacy = self._config.privacy
         demanded = site_noise(
             self._policy,
             judged.standing,
-            Promise(privacy.epsilon, privacy.delta),
-            workload,
+            *self._planned(reply),
             admit_unattested=privacy.admit_unattested,
             simulation=self._simulation,
         )

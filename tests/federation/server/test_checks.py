@@ -127,6 +127,13 @@ def test_the_longest_honest_updates_are_within_reach(fed):
     assert judged(fed, config=config, arrays=noisy).verdict is Verdict.ACCEPTED
 
 
+def test_claiming_more_noise_than_any_clinic_is_given_makes_no_update_longer(fed):
+    config = fed.config(training={"optimizer": "sgd", "lr": 0.1})
+    far = {name: value + np.float32(1e4) for name, value in fed.arrays.items()}
+    for noise in (9.0, 1e6, 1e300):
+        assert judged(fed, config=config, arrays=far, noise=noise).reason == Fault.TOO_LONG
+
+
 def test_longer_updates_than_allowed_are_cut_to_the_length_and_keep_their_direction(fed):
     found = judged(fed, config=fed.config(server={"largest_update_norm": 0.01}))
     whole = judged(fed)
