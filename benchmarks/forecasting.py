@@ -77,7 +77,7 @@ def run_study(arguments: argparse.Namespace) -> None:
             print("time is over; the same command goes on from here")
             return
         found = run_cell(cell, arguments.out)
-        every = found["conditions"]["any"]
+        every = next(iter(found["conditions"].values()))
         ratio = sum(every["mse"]) / sum(every["mse_lci"])
         print(
             f"{cell.name:<32} {found['trained_cpu_s']:6.0f} CPU s   error relative to LCI {ratio:.3f}",
@@ -87,35 +87,16 @@ def run_study(arguments: argparse.Namespace) -> None:
 
 def report_study(arguments: argparse.Namespace) -> None:
     from fedvox import storage
-    from fedvox.forecasting.study import pictures
-    from fedvox.forecasting.study.cells import METHODS, SETS
-    from fedvox.forecasting.study.summary import estimate, read_cells, verdicts
+    from fedvox.forecasting.study import pictures, tables
+    from fedvox.forecasting.study.cells import METHODS
+    from fedvox.forecasting.study.summary import read_cells, verdicts
     from fedvox.training.figures import save_figure
 
     cells = read_cells(arguments.out)
-    print(
-        "| data | method | seeds | all targets | between | after | beyond | changing region | volume | still |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|")
-    for data in SETS:
-        for method in (*BASELINES, *METHODS):
-            every = estimate(cells, data, method, "any", "mse")
-            if every is None:
-                continue
-            shown = [f"{every.value:.3f} [{every.low:.3f}, {every.high:.3f}]"]
-            for condition, metric in (
-                ("between", "mse"), ("after", "mse"), ("beyond", "mse"), ("any", "region_mse"), ("any", "volume_error"),
-                ("any", "still_mse"),
-            ):  # fmt: skip
-                found = estimate(cells, data, method, condition, metric)
-                shown.append("" if found is None else f"{found.value:.3f}")
-            print(f"| {data} | {method} | {every.seeds} | {' | '.join(shown)} |")
-    print("\n| must hold | limit | measured | |\n|---|---|---|---|")
-    found = verdicts(cells)
-    for claim, value, told in found:
-        print(f"| {claim.text} | {claim.limit:.2f} | {'' if value is None else f'{value:.3f}'} | {told} |")
+    for table in (tables.error_table, tables.trust_table, tables.futures_table, tables.claim_table):
+        print(*table(cells), "", sep="\n")
     seconds = [value["trained_cpu_s"] for cell, value in cells.items() if cell.method in METHODS]
-    print(f"\n{len(seconds)} trainings, {sum(seconds) / 60:.0f} CPU minutes in all")
+    print(f"{len(seconds)} trainings, {sum(seconds) / 60:.0f} CPU minutes in all")
     if arguments.images is not None:
         folder = storage.locate(str(arguments.images))
         save_figure(pictures.relative_errors(cells), folder.child("forecast_errors.png"))
@@ -126,7 +107,7 @@ def report_study(arguments: argparse.Namespace) -> None:
             methods = [method for method in ("tfm", "cronos") if method in trained]
             figure = pictures.examples(arguments.out, data, methods, range(4))
             save_figure(figure, folder.child(f"forecast_{data}.png"))
-    if arguments.strict and any(told != "holds" for _, _, told in found):
+    if arguments.strict and any(told != "holds" for _, _, told in verdicts(cells)):
         sys.exit(1)
 
 
@@ -156,15 +137,15 @@ def compare_solvers(arguments: argparse.Namespace) -> None:
                 solver = SolverSection(name=name, steps=steps, aggregate=aggregate)
                 began = time.process_time()
                 error = mean_squared_error(
-                    Forecaster(network, flow_of(info), solver)(*given), asked.truth
+                    Forecaster(network, flow_of(info), solver, info.trust)(*given), asked.truth
                 ).sum()
                 spent = (time.process_time() - began) / arguments.patients * 1000
                 print(
                     f"{cell.data:<16} {name:<9} {steps:>2} {aggregate:<5} {error / lci:.3f}  {spent:6.1f} ms",
                     flush=True,
                 )
-        forecaster = Forecaster(network, flow_of(info), SolverSection())
-        draws = forecaster.draws(*given, count=8, seed=0, steps=4, sigma=0.05)
+        forecaster = Forecaster(network, flow_of(info), SolverSection(), info.trust)
+        draws = forecaster.draws(*given, count=8, seed=0)
         mean, spread = draws.mean(dim=0), draws.std(dim=0)
         inside = torch.stack([spread.flatten(), (mean - asked.truth).abs().flatten()])
         ranks = inside.argsort(dim=1).argsort(dim=1).double()

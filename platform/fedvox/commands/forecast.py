@@ -41,7 +41,9 @@ def forecast(
         Path | None, typer.Option(help="Folder of patients: score the model on all of them instead.")
     ] = None,
     layout: Annotated[str, typer.Option(help="auto, table, cine, bids, acdc, isles or lumiere.")] = "auto",
-    unit: Annotated[str | None, typer.Option(help="Of times, where the files do not say.")] = None,
+    unit: Annotated[
+        str | None, typer.Option(help="Of --time, and of the scans' times where the files do not say.")
+    ] = None,
     uncertainty: Annotated[
         int, typer.Option(min=0, help="Stochastic draws for an uncertainty map; 0: none.")
     ] = 0,
@@ -86,7 +88,7 @@ def forecast(
     chosen = _model(model, solver, steps, aggregate, device) if model is not None else str(baseline)
     tiles = {"patch_size": parse_sizes(patch_size), "overlap": overlap}
     if evaluate is not None:
-        _evaluate(evaluate, chosen, output, layout, seed, as_json)
+        _evaluate(evaluate, chosen, output, layout, unit, seed, as_json)
         return
     assert input_ is not None  # either, by the first lines
     from fedvox.forecasting.loaders import load_sequence
@@ -180,10 +182,12 @@ def _plan(sequence: Sequence4D, at: float, model: Model | str, tiles: dict[str, 
 # ---- many patients, training ---------------------------------------------------------------------------------
 
 
-def _evaluate(folder: Path, model: Model | str, output: Path, layout: str, seed: int, as_json: bool) -> None:
+def _evaluate(
+    folder: Path, model: Model | str, output: Path, layout: str, unit: str | None, seed: int, as_json: bool
+) -> None:
     from fedvox.forecasting.evaluate import evaluate_cohort, table
 
-    report = evaluate_cohort(folder, model, output, layout=layout, seed=seed)
+    report = evaluate_cohort(folder, model, output, layout=layout, unit=unit, seed=seed)
     print(json.dumps(report) if as_json else table(report))
 
 

@@ -61,7 +61,7 @@ class SolverSection(Config):
     """How the flow is integrated."""
 
     name: Literal["euler", "midpoint", "adaptive"] = "midpoint"
-    steps: int = Field(2, ge=1)
+    steps: int = Field(5, ge=1)
     """Of euler and midpoint."""
     tolerance: float = Field(1e-5, gt=0)
     """Absolute and relative, of adaptive (Dormand and Prince, from torchdiffeq)."""
@@ -72,8 +72,10 @@ class SolverSection(Config):
 class SimulatedSection(Config):
     """Simulated patients instead of files; see `fedvox.forecasting.simulation`."""
 
-    kind: Literal["heart", "contrast", "brain"] = "heart"
+    kind: Literal["heart", "contrast", "brain", "response"] = "heart"
     schedule: Literal["irregular", "regular"] = "irregular"
+    target: Literal["any", "after"] = "any"
+    """Ask for any time, or only for times after the last scan."""
     size: int = Field(16, ge=8)
     """Edge of the volumes in voxels."""
     noise: float = Field(0.01, ge=0)
@@ -86,8 +88,10 @@ class ForecastDataSection(Config):
 
     folder: str | None = None
     """Sequences on disk, a local folder; None where patients are simulated."""
-    layout: Literal["auto", "table", "bids", "acdc", "isles", "lumiere"] = "auto"
+    layout: Literal["auto", "table", "cine", "bids", "acdc", "isles", "lumiere"] = "auto"
     """How they lie there; see `fedvox.forecasting.loaders`."""
+    unit: str | None = None
+    """Of times, where the files do not say: seconds, minutes, hours, days, weeks, months, years, cycle or frames."""
     simulated: SimulatedSection | None = None
     size: Size3 | None = None
     """(D, H, W) that every volume is cropped or padded to, around its centre; None takes them as they are."""
@@ -116,6 +120,8 @@ class ForecastValidationSection(Config):
     at_start: bool = False
     examples: int = Field(16, ge=1)
     """How many targets are forecast; always the same ones."""
+    trust_examples: int = Field(64, ge=0)
+    """Held-out targets from which, after training, the prior of trust is fitted; 0: changes are trusted in full."""
 
 
 class ForecastConfig(TrainingConfig):

@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from statsmodels.stats.multitest import multipletests
 from torch import Tensor
 
 from fedvox import storage
 from fedvox.errors import DataError
+from fedvox.evaluation.pairwise import exact_signed_rank
 from fedvox.forecasting.baselines import BASELINES
 from fedvox.forecasting.loaders import list_patients, load_sequence
 from fedvox.forecasting.metrics import changing_region, scores
@@ -31,7 +33,13 @@ from fedvox.training.run_directory import without_nan
 
 
 def evaluate_cohort(
-    folder: Path, model: Model | str, output: Path, *, layout: str = "auto", seed: int = 0
+    folder: Path,
+    model: Model | str,
+    output: Path,
+    *,
+    layout: str = "auto",
+    unit: str | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Scores a model (or one baseline) and LCI on every patient.
 
@@ -40,6 +48,7 @@ def evaluate_cohort(
         model: a trained one, or the name of a baseline.
         output: folder for plan, scores and report.
         layout: see `fedvox.forecasting.loaders`.
+        unit: of times, where the files do not say.
         seed: of a plan that is not there yet.
 
     Returns:
@@ -48,7 +57,7 @@ def evaluate_cohort(
     Raises:
         DataError: there is no patient with two scans, or a plan that names others.
     """
-    sequences = [load_sequence(path, layout=layout) for path in list_patients(folder, layout)]
+    sequences = [load_sequence(path, layout=layout, unit=unit) for path in list_patients(folder, layout)]
     known = {s.patient: s for s in sequences if s.valid.sum() >= 2}
     target = storage.locate(str(output))
     location = target.child("plan.json")
@@ -57,18 +66,16 @@ def evaluate_cohort(
     else:
         planned = plan_forecasts(list(known.values()), seed=seed)
         write_plan(planned, location)
-    missing = sorted({one.patient for one in planned} - known.keys())
-    if missing or not planned:
-        raise DataError(
-            f"{location.uri} names patients that are not there: {', '.join(missing) or 'none has two scans'}",
-            "Give the folder that the plan was drawn for, or delete the plan.",
-            code="bad_plan",
-            file=location.uri,
-        )
+    _check_plan(planned, known, location.uri)
     name = model if isinstance(model, str) else "model"
     methods: dict[str, Model | str] = {name: model, **{b: b for b in BASELINES}}
     rows = [
-        {"patient": one.patient, "method": method, **scored(known[one.patient], one, chosen)}
+        {
+            "patient": one.patient,
+            "method": method,
+            "scans": len(one.context),
+            **scored(known[one.patient], one, chosen),
+        }
         for one in planned
         for method, chosen in methods.items()
     ]
@@ -76,6 +83,19 @@ def evaluate_cohort(
     storage.write_atomic(target.child("scores.csv"), _csv(rows).encode())
     storage.write_atomic(target.child("report.json"), (json.dumps(report, indent=1) + "\n").encode())
     return report
+
+
+def _check_plan(planned: list[PlannedForecast], known: dict[str, Sequence4D], uri: str) -> None:
+    missing = sorted(
+        {p.patient for p in planned if p.patient not in known or p.target >= len(known[p.patient])}
+    )
+    if missing or not planned:
+        raise DataError(
+            f"{uri} names patients or scans that are not there: {', '.join(missing) or 'no patient has two scans'}",
+            "Give the folder that the plan was drawn for, or delete the plan.",
+            code="bad_plan",
+            file=uri,
+        )
 
 
 def scored(sequence: Sequence4D, one: PlannedForecast, model: Model | str) -> dict[str, float]:
@@ -104,33 +124,75 @@ def _region(image: Tensor, truth: Tensor, region: Tensor) -> dict[str, Tensor]:
 
 def _report(rows: list[dict[str, Any]], methods: list[str]) -> dict[str, Any]:
     patients = sorted({row["patient"] for row in rows})
-    value: dict[str, Any] = {"schema": "fedvox.forecast.report/1", "patients": len(patients), "methods": {}}
+    lci = [row for row in rows if row["method"] == "lci"]
+    value: dict[str, Any] = {
+        "schema": "fedvox.forecast.report/1", "patients": len(patients), "forecasts": len(lci),
+        "of_one_scan": sum(row["scans"] == 1 for row in lci), "methods": {},
+    }  # fmt: skip
+    others = [method for method in methods if method != "lci"]
+    p = dict(zip(others, _better_than_lci(rows, others), strict=True))
     for method in methods:
-        means = {}
         mine = [row for row in rows if row["method"] == method]
-        for metric in (key for key in mine[0] if key not in ("patient", "method")):
-            means[metric] = float(np.nanmean([row[metric] for row in mine]))
-        lci = [row for row in rows if row["method"] == "lci"]
-        ratio = relative_error(
-            np.array([row["mse"] for row in mine]), np.array([row["mse"] for row in lci]),
-            clusters=[patients.index(row["patient"]) for row in mine],
-        )  # fmt: skip
-        value["methods"][method] = {"mean": means, "mse_relative_to_lci": ratio}
+        metrics = [key for key in mine[0] if key not in ("patient", "method", "scans")]
+        of = [patients.index(row["patient"]) for row in mine]
+        relative = {metric: _relative(metric, mine, lci, of) for metric in metrics}
+        value["methods"][method] = {
+            "mean": {m: float(np.mean(v)) if (v := _there(mine, m)) else None for m in metrics},
+            "relative_to_lci": {metric: found for metric, found in relative.items() if found is not None},
+            "mse_relative_to_lci": relative["mse"], "p_better_than_lci_holm": p.get(method),
+        }  # fmt: skip
     cleaned: dict[str, Any] = without_nan(value)
     return cleaned
+
+
+def _there(rows: list[dict[str, Any]], metric: str) -> list[float]:
+    return [row[metric] for row in rows if np.isfinite(row.get(metric, np.nan))]
+
+
+def _relative(
+    metric: str, mine: list[dict[str, Any]], lci: list[dict[str, Any]], patients: list[int]
+) -> dict[str, float] | None:
+    """A metric beside LCI's: the ratio of the sums of errors, the mean difference of PSNR and SSIM."""
+    values, of_lci = (np.array([row.get(metric, np.nan) for row in rows], float) for rows in (mine, lci))
+    there = np.isfinite(values) & np.isfinite(of_lci)
+    if not there.any():
+        return None
+    clusters = np.unique(np.array(patients)[there], return_inverse=True)[1].tolist()
+    if metric.endswith(("psnr", "ssim")):
+        difference = (values - of_lci)[there]
+        return relative_error(difference, np.ones_like(difference), clusters=clusters)
+    return relative_error(values[there], of_lci[there], clusters=clusters)
+
+
+def _better_than_lci(rows: list[dict[str, Any]], methods: list[str]) -> list[float]:
+    """One-sided Wilcoxon signed-rank p values of smaller errors than LCI's, corrected after Holm over the methods."""
+    mean: dict[str, dict[str, float]] = {}
+    for method in (*methods, "lci"):
+        mine = [row for row in rows if row["method"] == method]
+        names = {row["patient"] for row in mine}
+        mean[method] = {
+            name: float(np.mean([row["mse"] for row in mine if row["patient"] == name])) for name in names
+        }
+    p = []
+    for method in methods:
+        gains = np.array([mean["lci"][name] - mean[method][name] for name in sorted(mean["lci"])])
+        p.append(exact_signed_rank(gains)[0] if gains.any() else 1.0)
+    return [float(v) for v in multipletests(p, method="holm")[1]] if p else []
 
 
 def table(report: dict[str, Any]) -> str:
     """The report for people."""
     lines = [
-        f"{report['patients']} patients",
-        f"{'method':<10}{'MSE':>11}{'PSNR':>8}{'SSIM':>8}   MSE relative to LCI",
+        f"{report['patients']} patients, {report['forecasts']} forecasts, {report['of_one_scan']} of them of one scan",
+        f"{'method':<10}{'MSE':>11}{'PSNR':>8}{'SSIM':>8}   {'MSE relative to LCI':<24}p (better than LCI)",
     ]
     for method, found in report["methods"].items():
-        mean, ratio = found["mean"], found["mse_relative_to_lci"]
+        mean, ratio, p = found["mean"], found["mse_relative_to_lci"], found["p_better_than_lci_holm"]
+        low, high = ("-" if ratio[end] is None else f"{ratio[end]:.3f}" for end in ("low", "high"))
+        told = "-" if ratio["value"] is None else f"{ratio['value']:.3f} [{low}, {high}]"
         lines.append(
-            f"{method:<10}{mean['mse']:>11.3e}{mean['psnr']:>8.2f}{mean['ssim']:>8.4f}   {ratio['value']:.3f} "
-            f"[{ratio['low']:.3f}, {ratio['high']:.3f}]"
+            f"{method:<10}{mean['mse']:>11.3e}{mean['psnr']:>8.2f}{mean['ssim']:>8.4f}   {told:<24}"
+            f"{'' if p is None else f'{p:.4f}'}"
         )
     return "\n".join(lines)
 

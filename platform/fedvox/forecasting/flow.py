@@ -20,8 +20,12 @@ from torch import Tensor, nn
 from fedvox.forecasting.config import FlowSection, SolverSection
 from fedvox.forecasting.convlstm import ConvLSTM
 from fedvox.forecasting.examples import Examples, Slots, fill_forward, keep_valid
-from fedvox.forecasting.solvers import Velocity, integrate, integrate_stochastic
+from fedvox.forecasting.solvers import Velocity, displacement
+from fedvox.forecasting.trust import Evidence, Trust, evidence, weighed
 from fedvox.forecasting.velocity import VelocityNetwork
+
+EVIDENCE_STEPS = 2
+"""Of the solver, at most, where the context's own scans are predicted."""
 
 
 @dataclass(frozen=True)
@@ -122,26 +126,87 @@ class Forecaster:
         network: trained, or fresh: then every forecast is the last scan, or the mean of the slots.
         flow: how it was trained.
         solver: how the flow is integrated.
+        trust: in predicted changes; None trusts them in full. See `fedvox.forecasting.trust`.
     """
 
-    def __init__(self, network: VelocityNetwork | ConvLSTM, flow: FlowSection, solver: SolverSection) -> None:
-        self.network, self.flow = network, flow
+    def __init__(
+        self,
+        network: VelocityNetwork | ConvLSTM,
+        flow: FlowSection,
+        solver: SolverSection,
+        trust: Trust | None = None,
+    ) -> None:
+        self.network, self.flow, self.trust = network, flow, trust
         one_step = flow.objective == "regression"
         self.solver = solver.model_copy(update={"name": "euler", "steps": 1}) if one_step else solver
 
     @torch.no_grad()
-    def __call__(self, scans: Tensor, times: Tensor, valid: Tensor, target_time: Tensor) -> Tensor:
-        """The forecast scans, `(B, C, D, H, W)`; arguments as in `Examples`."""
+    def __call__(
+        self,
+        scans: Tensor,
+        times: Tensor,
+        valid: Tensor,
+        target_time: Tensor,
+        *,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """The forecast scans, `(B, C, D, H, W)`.
+
+        Args:
+            scans: as in `Examples`, like `times`, `valid` and `target_time`.
+            times: see there.
+            valid: see there.
+            target_time: see there.
+            weight: `(B,)` of the predicted changes; None takes what `weight` finds.
+        """
+        base, change = self.change(scans, times, valid, target_time)
+        weight = self.weight(scans, times, valid) if weight is None else weight
+        return base + (change if weight is None else weighed(weight, change))
+
+    @torch.no_grad()
+    def change(
+        self, scans: Tensor, times: Tensor, valid: Tensor, target_time: Tensor, *, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Where a velocity of zero leads, and the change that is predicted, `(B, C, D, H, W)` each.
+
+        Args:
+            scans: as in `Examples`, like `times`, `valid` and `target_time`.
+            times: see there.
+            valid: see there.
+            target_time: see there.
+            noise: `(B, K, C, D, H, W)` on the path of the slots; None: none.
+        """
         slots = slots_of(self.flow, scans, times, valid)
-        arrived = integrate(self._velocity(slots, target_time), slots.images, self.solver)
-        return self._aggregate(arrived)
+        velocity = self._velocity(slots, target_time, noise)
+        base = self._aggregate(slots.images)
+        return base, self._aggregate(displacement(velocity, slots.images, self.solver))
+
+    @torch.no_grad()
+    def evidence(self, scans: Tensor, times: Tensor, valid: Tensor, *, past_only: bool) -> Evidence:
+        """What the context says about predicted changes; with no more than two steps of the solver, for speed."""
+        solver = self.solver
+        if solver.name == "adaptive" or solver.steps > EVIDENCE_STEPS:
+            name = "euler" if solver.name == "euler" else "midpoint"
+            solver = solver.model_copy(update={"name": name, "steps": EVIDENCE_STEPS})
+        change = Forecaster(self.network, self.flow, solver).change
+        return evidence(change, scans, times, valid, past_only=past_only)
+
+    def weight(self, scans: Tensor, times: Tensor, valid: Tensor) -> Tensor | None:
+        """The share of the predicted changes that is believed, `(B,)`; None where they are trusted in full."""
+        if self.trust is None:
+            return None
+        found = self.evidence(scans, times, valid, past_only=self.trust.past_only)
+        return found.weight(self.trust.prior)
 
     @torch.no_grad()
     def draws(
         self, scans: Tensor, times: Tensor, valid: Tensor, target_time: Tensor, *, count: int, seed: int,
-        steps: int = 10, sigma: float | None = None,
+        weight: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """Forecasts of the stochastic flow, `(count, B, C, D, H, W)`; their spread tells how sure the model is.
+        """Forecasts of the flow under noise, `(count, B, C, D, H, W)`: possible futures, if sigma allows to tell them.
+
+        The path of training leads from the context with noise to the target with the same noise. A draw follows it
+        from another noise, which is left out of the result.
 
         Args:
             scans: as in `Examples`, like `times`, `valid` and `target_time`.
@@ -150,28 +215,28 @@ class Forecaster:
             target_time: see there.
             count: number of draws.
             seed: of the draws.
-            steps: of Euler's method.
-            sigma: of the noise; None takes that of training.
+            weight: see `__call__`.
         """
-        slots = slots_of(self.flow, scans, times, valid)
-        velocity = self._velocity(slots, target_time)
         generator = torch.Generator(scans.device).manual_seed(seed)
-        level = self.flow.sigma if sigma is None else sigma
-        drawn = [
-            self._aggregate(integrate_stochastic(velocity, slots.images, steps, level, generator))
-            for _ in range(count)
-        ]
+        weight = self.weight(scans, times, valid) if weight is None else weight
+        shape = (len(scans), self.flow.slots, *scans.shape[2:])
+        drawn = []
+        for _ in range(count):
+            noise = self.flow.sigma * torch.randn(shape, generator=generator, device=scans.device)
+            base, change = self.change(scans, times, valid, target_time, noise=noise)
+            drawn.append(base + (change if weight is None else weighed(weight, change)))
         return torch.stack(drawn)
 
-    def _velocity(self, slots: Slots, target_time: Tensor) -> Velocity:
+    def _velocity(self, slots: Slots, target_time: Tensor, noise: Tensor | None) -> Velocity:
         network = cast(nn.Module, self.network)
 
         def velocity(state: Tensor, t: Tensor) -> Tensor:
             everywhere = t.expand(len(state))
-            predicted: Tensor = network(state, slots.images, slots.times, target_time, everywhere)
+            seen = state if noise is None else state + noise
+            predicted: Tensor = network(seen, slots.images, slots.times, target_time, everywhere)
             return predicted * self.network.velocity_scale
 
         return velocity
 
-    def _aggregate(self, arrived: Tensor) -> Tensor:
-        return arrived.mean(dim=1) if self.solver.aggregate == "mean" else arrived[:, -1]
+    def _aggregate(self, slots: Tensor) -> Tensor:
+        return slots.mean(dim=1) if self.solver.aggregate == "mean" else slots[:, -1]

@@ -6,15 +6,16 @@ segmentation. What is held is the context, the result, and one tile's flow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedvox.errors import DataError
+from fedvox.errors import ConfigError, DataError
 from fedvox.forecasting.baselines import BASELINES, Baseline
 from fedvox.forecasting.config import SolverSection
 from fedvox.forecasting.flow import Forecaster
@@ -22,7 +23,11 @@ from fedvox.forecasting.normalization import Normalization
 from fedvox.forecasting.release import ForecastInfo, Network, flow_of
 from fedvox.forecasting.sequence import Sequence4D
 from fedvox.forecasting.times import converted
+from fedvox.forecasting.trust import Evidence, Trust
 from fedvox.inference.windows import Size3, WindowGrid
+
+LITTLE_TRUST = 0.5
+"""Below this the notes of a forecast say so."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,8 @@ class Forecast:
         time: that was asked for, in the sequence's unit.
         method: what made it; "lci" where there was nothing else to do.
         context: the scans that were used.
-        notes: what a reader should know: fallbacks, extrapolation.
+        notes: what a reader should know: fallbacks, extrapolation, little trust.
+        trust: share of the predicted change that was believed, from 0 to 1; None without a prior of trust.
     """
 
     volume: np.ndarray
@@ -72,6 +78,7 @@ class Forecast:
     method: str
     context: Sequence4D
     notes: tuple[str, ...]
+    trust: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The side-car: everything but the voxels."""
@@ -81,6 +88,7 @@ class Forecast:
             "time": self.time,
             "unit": self.context.unit,
             "method": self.method,
+            "trust": self.trust,
             "context": [
                 {"file": self.context.file_of(i), "time": float(t)} for i, t in enumerate(self.context.times)
             ],
@@ -105,6 +113,7 @@ def forecast(
 
     Raises:
         DataError: every scan is from after that time, or model and patient differ in channels or kind of time.
+        ConfigError: draws of a model that is a regression.
     """
     context = sequence.before(time)
     context = context.take(np.flatnonzero(context.valid))
@@ -115,12 +124,24 @@ def forecast(
             _baseline(context, time, BASELINES[method]), None, time, method, context, tuple(notes)
         )
     _check_channels(context, model.info)
+    if draws and model.info.flow["objective"] == "regression":
+        raise ConfigError(
+            "--uncertainty needs a flow, and this model is a regression, which has one answer only",
+            "Leave --uncertainty out, or use a model that was trained with flow.objective flow.",
+        )
     normalization = Normalization.of(context.volumes)
-    volume, spread = _tiled(context, time, model, normalization, tiling or Tiling(), draws, seed, on_tile)
+    volume, spread, trust = _tiled(
+        context, time, model, normalization, tiling or Tiling(), draws, seed, on_tile
+    )
+    if trust is not None and trust < LITTLE_TRUST:
+        notes.append(
+            f"only {trust:.0%} of the predicted change was applied: the model predicts this patient's own scans badly "
+            "from those before them"
+        )
     return Forecast(
         normalization.undo(volume.numpy()),
         None if spread is None else normalization.undo_spread(spread.numpy()),
-        time, str(model.info.flow["method"]), context, tuple(notes),
+        time, str(model.info.flow["method"]), context, tuple(notes), trust,
     )  # fmt: skip
 
 
@@ -168,26 +189,47 @@ def _check_channels(context: Sequence4D, info: ForecastInfo) -> None:
 def _tiled(
     context: Sequence4D, time: float, model: Model, normalization: Normalization, tiling: Tiling, draws: int,
     seed: int, on_tile: Callable[[int, int], None] | None,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """Forecast and spread `(C, D, H, W)` in normalised units."""
+) -> tuple[Tensor, Tensor | None, float | None]:  # fmt: skip
+    """Forecast and spread `(C, D, H, W)` in normalised units, and the trust, which is one for all tiles."""
     scans = torch.from_numpy(normalization.apply(context.volumes))
     grid = WindowGrid.of(scans.shape[2:], patch_of(scans.shape[2:], model, tiling), tiling.overlap)
     padded = _padded(scans, grid)
+    step = _TileForecast(model, context, time, draws, seed)
+    passes = 1 if model.info.trust is None else 2
+    done = itertools.count(1)
+
+    def tell() -> None:
+        if on_tile is not None:
+            on_tile(next(done), passes * grid.num_windows)
+
+    trust = None if model.info.trust is None else _weight(step, padded, grid, model.info.trust, tell)
     result = torch.zeros(scans.shape[1], *grid.padded_size)
     spread = torch.zeros_like(result) if draws else None
-    step = _TileForecast(model, context, time, draws, seed)
-    done = 0
-    for layer in range(len(grid.starts[0])):
-        for box, weight in grid.boxes(layer):
-            mean, deviation = step(padded[(..., *box)])
-            result[(slice(None), *box)] += weight * mean
-            if spread is not None and deviation is not None:
-                spread[(slice(None), *box)] += weight * deviation
-            done += 1
-            if on_tile is not None:
-                on_tile(done, grid.num_windows)
+    for box, weight in _boxes(grid):
+        mean, deviation = step(padded[(..., *box)], trust)
+        result[(slice(None), *box)] += weight * mean
+        if spread is not None and deviation is not None:
+            spread[(slice(None), *box)] += weight * deviation
+        tell()
     inner = tuple(slice(b, b + n) for b, n in zip(grid.pad_before, grid.size, strict=True))
-    return result[(slice(None), *inner)], None if spread is None else spread[(slice(None), *inner)]
+    found = result[(slice(None), *inner)]
+    return found, None if spread is None else spread[(slice(None), *inner)], trust
+
+
+def _boxes(grid: WindowGrid) -> Iterator[tuple[tuple[slice, slice, slice], Tensor]]:
+    for layer in range(len(grid.starts[0])):
+        yield from grid.boxes(layer)
+
+
+def _weight(
+    step: _TileForecast, padded: Tensor, grid: WindowGrid, trust: Trust, tell: Callable[[], None]
+) -> float:
+    """Of the predicted changes, one for the whole volume: by the mean of what the tiles say."""
+    total = Evidence(torch.zeros(1), torch.zeros(1))
+    for box, _ in _boxes(grid):
+        total += step.evidence(padded[(..., *box)], past_only=trust.past_only)
+        tell()
+    return float(total.over(grid.num_windows).weight(trust.prior))
 
 
 class _TileForecast:
@@ -203,14 +245,19 @@ class _TileForecast:
         self.target = torch.tensor([converted(time, context.unit, unit)], device=self.device)
         self.draws, self.seed = draws, seed
 
-    def __call__(self, tile: Tensor) -> tuple[Tensor, Tensor | None]:
+    def evidence(self, tile: Tensor, *, past_only: bool) -> Evidence:
+        """What the tile says about predicted changes."""
         scans = tile[None].to(self.device)
-        mean = self.forecaster(scans, self.times, self.valid, self.target)[0].cpu()
+        return self.forecaster.evidence(scans, self.times, self.valid, past_only=past_only).cpu()
+
+    def __call__(self, tile: Tensor, trust: float | None) -> tuple[Tensor, Tensor | None]:
+        scans = tile[None].to(self.device)
+        given = scans, self.times, self.valid, self.target
+        weight = None if trust is None else torch.full((1,), trust, device=self.device)
+        mean = self.forecaster(*given, weight=weight)[0].cpu()
         if not self.draws:
             return mean, None
-        drawn = self.forecaster.draws(
-            scans, self.times, self.valid, self.target, count=self.draws, seed=self.seed
-        )
+        drawn = self.forecaster.draws(*given, count=self.draws, seed=self.seed, weight=weight)
         return mean, drawn[:, 0].std(dim=0).cpu()
 
 
@@ -230,9 +277,3 @@ def _padded(scans: Tensor, grid: WindowGrid) -> Tensor:
     for have, want, before in reversed(list(zip(grid.size, grid.padded_size, grid.pad_before, strict=True))):
         pads += [before, want - have - before]
     return torch.nn.functional.pad(scans, pads, mode="replicate") if any(pads) else scans
-
-
-def with_solver(model: Model, **changes: Any) -> Model:
-    """The model with another solver; None leaves a field as it is."""
-    given = {name: value for name, value in changes.items() if value is not None}
-    return replace(model, solver=model.solver.model_copy(update=given))

@@ -53,10 +53,13 @@ def plan_forecasts(
 ) -> list[PlannedForecast]:
     """Draws targets after the context, and which context scans are missing.
 
+    Of one scan every method makes that scan, which compares nothing: where a patient has three scans or more, two scans
+    at least come before the target and stay.
+
     Args:
         sequences: patients with at least two scans.
         seed: of the draw, which depends on the patient's name and not on the order.
-        missing: share of context scans that are left out; one always stays.
+        missing: share of context scans that are left out, as far as that leaves two.
         context: largest number of context scans.
         per_patient: targets of each.
     """
@@ -66,10 +69,11 @@ def plan_forecasts(
         number = int.from_bytes(hashlib.sha256(sequence.patient.encode()).digest()[:6], "big")
         for attempt in range(per_patient):
             rng = philox(seed, number, Stream.CASE, attempt=attempt)
-            place = int(rng.integers(1, len(rows)))
+            place = int(rng.integers(min(2, len(rows) - 1), len(rows)))
             before = rows[max(0, place - context) : place]
             kept = before[rng.random(len(before)) >= missing]
-            kept = kept if len(kept) else before[-1:]
+            if len(kept) < 2:
+                kept = np.sort(rng.permutation(before)[:2])
             planned.append(PlannedForecast(sequence.patient, int(rows[place]), tuple(int(r) for r in kept)))
     return planned
 

@@ -14,6 +14,7 @@ from fedvox.config import validate
 from fedvox.errors import CheckpointError
 from fedvox.forecasting.config import FlowSection, NetworkSection, SolverSection
 from fedvox.forecasting.convlstm import ConvLSTM
+from fedvox.forecasting.trust import Trust
 from fedvox.forecasting.velocity import VelocityNetwork
 from fedvox.storage import Location
 from fedvox.training.checkpoint import load_tensors, save_tensors
@@ -35,6 +36,7 @@ class ForecastInfo:
         unit: of times.
         horizon: the latest time that training has seen.
         size: (D, H, W) of the volumes in training.
+        trust: in predicted changes, fitted on held-out patients; None trusts them in full.
         provenance: run, step, error, versions, hash of the weights.
     """
 
@@ -45,6 +47,7 @@ class ForecastInfo:
     unit: str
     horizon: float
     size: tuple[int, int, int]
+    trust: Trust | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
@@ -114,7 +117,10 @@ def _read(folder: Location) -> ForecastInfo:
                 "Name a run of `fedvox forecast --config`, or its `final` folder.",
             )
         depth, height, width = value.pop("size")
-        return ForecastInfo(**value, size=(depth, height, width))
+        trust = value.pop("trust", None)
+        return ForecastInfo(
+            **value, size=(depth, height, width), trust=None if trust is None else Trust(**trust)
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{location.uri} is not readable: {error!r}", "Train the model again."

@@ -220,7 +220,9 @@ def open_source(config: ForecastConfig) -> ExampleSource:
         from fedvox.forecasting.loaders import open_sequences
 
         return open_sequences(config)
-    schedule = Schedule(kind=section.schedule, visits=config.flow.slots, missing=config.data.missing)
+    schedule = Schedule(
+        kind=section.schedule, visits=config.flow.slots, missing=config.data.missing, target=section.target
+    )
     simulation = SIMULATIONS[section.kind]
     return SimulatedSource(
         Simulated(simulation, schedule, config.seed, section.size, section.noise, section.static)

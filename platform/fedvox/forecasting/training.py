@@ -25,6 +25,7 @@ from fedvox.forecasting.metrics import mean_squared_error
 from fedvox.forecasting.release import ForecastInfo, Network, build_network, write_release
 from fedvox.forecasting.schedule import forecast_learning_rate
 from fedvox.forecasting.sources import ExampleSource, open_source
+from fedvox.forecasting.trust import Held, Trust, fit_prior
 from fedvox.models.transfer import load_pretrained
 from fedvox.training.checkpoint import (
     CheckpointStore,
@@ -259,6 +260,31 @@ def check_identity(
         )
 
 
+def fitted_trust(session: ForecastSession) -> Trust | None:
+    """The trust in predicted changes that held-out patients ask for; see `fedvox.forecasting.trust`."""
+    config, network = session.config, cast(Network, session.network)
+    if not config.validation.trust_examples:
+        return None
+    forecaster, past_only = Forecaster(network, config.flow, config.solver), looks_back_only(config)
+    network.eval()
+    held = []
+    for batch in session.source.held_out(config.validation.trust_examples):
+        examples = batch.to(session.world.device)
+        given = examples.scans, examples.times, examples.valid
+        base, change = forecaster.change(*given, examples.target_time)
+        held.append(Held(base, change, examples.target, forecaster.evidence(*given, past_only=past_only)))
+    network.train()
+    prior = fit_prior(held, float(network.velocity_scale))
+    return None if prior is None else Trust(prior, past_only)
+
+
+def looks_back_only(config: ForecastConfig) -> bool:
+    """Whether training asks only for scans after those of the context: TFM's slots cannot say anything else."""
+    simulated = config.data.simulated
+    after = not config.data.interpolate if simulated is None else simulated.target == "after"
+    return config.flow.method == "tfm" or after
+
+
 # ---- the loop -----------------------------------------------------------------------------------------------
 
 
@@ -336,10 +362,11 @@ class _Forecasting(TrainingLoop[ForecastSession, ForecastResult]):
         if session.world.rank != 0:
             return
         depth, height, width = session.source.held_out(1)[0].target.shape[2:]
+        trust = fitted_trust(session)
         info = ForecastInfo(
             flow=config.flow.model_dump(mode="json"), network=config.network.model_dump(mode="json"),
             solver=config.solver.model_dump(mode="json"), channels=session.source.channels, unit=session.source.unit,
-            horizon=session.source.horizon, size=(depth, height, width),
+            horizon=session.source.horizon, size=(depth, height, width), trust=trust,
             provenance={"run": config.name, "step": session.progress.step, "seed": config.seed, **(self.error or {})},
         )  # fmt: skip
         write_release(session.network, info, session.run.child(folder))

@@ -64,6 +64,7 @@ def test_the_public_sets_are_read_in_their_own_layouts(tmp_path, save_nifti):
     save_nifti(tmp_path / "acdc" / "patient001" / "patient001_frame01_gt.nii.gz", heart)
     acdc = load_sequence(list_patients(tmp_path / "acdc")[0])
     assert (acdc.unit, len(acdc), acdc.roi.shape) == ("cycle", 8, (8, 4, 6, 6))
+    assert np.allclose(acdc.volumes[:, 0, 0, 0, 0], cine[0, 0, 0])
 
     save_nifti(tmp_path / "isles" / "sub-1" / "ses-0001" / "sub-1_ctp.nii.gz", cine, seconds=1.0)
     isles = load_sequence(list_patients(tmp_path / "isles", "isles")[0])
@@ -75,6 +76,53 @@ def test_the_public_sets_are_read_in_their_own_layouts(tmp_path, save_nifti):
     lumiere = load_sequence(list_patients(tmp_path / "lumiere")[0])
     assert (lumiere.unit, lumiere.times.tolist()) == ("weeks", [0.0, 0.1, 12.0])
     assert lumiere.roi.any()
+
+
+def test_info_of_acdc_says_where_the_cycle_begins_and_where_the_heart_is_marked(tmp_path, save_nifti):
+    folder = tmp_path / "patient001"
+    frames = np.arange(8.0) + np.zeros((6, 6, 4, 1))
+    save_nifti(folder / "patient001_4d.nii.gz", frames, unit="unknown")
+    for frame, rows in ((2, slice(2, 4)), (5, slice(3, 5)), (7, slice(0, 6))):
+        label = np.zeros((6, 6, 4))
+        label[rows] = 2
+        save_nifti(folder / f"patient001_frame{frame:02d}_gt.nii.gz", label)
+    (folder / "Info.cfg").write_text("ED: 2\nES: 5\nGroup: DCM\nHeight: 184.0\nNbFrame: 8\nWeight: 95.0\n")
+    found = load_sequence(folder)
+    assert found.volumes[:, 0, 0, 0, 0].tolist() == [1, 2, 3, 4, 5, 6, 7, 0]
+    assert found.times.tolist() == [n / 8 for n in range(8)]
+    assert found.roi[0].any(axis=(0, 1)).tolist() == [False, False, True, True, True, False]
+    (folder / "Info.cfg").write_text("Group: DCM\n")
+    assert "Info.cfg" in refused("bad_table", lambda: load_sequence(folder))
+    (folder / "Info.cfg").write_text("ED: 9\nES: 5\n")
+    refused("no_such_frame", lambda: load_sequence(folder))
+
+
+def test_what_files_say_of_their_unit_holds_and_the_option_is_for_files_that_do_not_say(patient):
+    weeks = patient(name="weeks", date=[None] * 3, time=[0, 1, 2], unit=["weeks"] * 3)
+    found = load_sequence(weeks, unit="days")
+    assert (found.unit, found.times.tolist()) == ("weeks", [0, 1, 2])
+    assert asked_time("21", "days", found) == pytest.approx(3)
+    dated = load_sequence(patient(name="dated"), unit="months")
+    assert dated.unit == "days"
+    assert asked_time("3", "months", dated) == pytest.approx(3 * 365.25 / 12)
+    silent = patient(name="silent", date=[None] * 3, time=[0, 1, 2])
+    assert load_sequence(silent, unit="months").unit == "months"
+    mixed = patient(name="mixed", date=[None] * 3, time=[0, 1, 2], unit=["weeks", "days", "days"])
+    assert "days, weeks" in refused("units_differ", lambda: load_sequence(mixed))
+
+
+def test_a_folder_of_cine_files_may_be_named_as_such(tmp_path, save_nifti):
+    for name in ("a", "b"):
+        save_nifti(tmp_path / f"{name}_4d.nii.gz", np.ones((4, 4, 4, 3)), seconds=1.0)
+    assert [p.name for p in list_patients(tmp_path, "cine")] == ["a_4d.nii.gz", "b_4d.nii.gz"]
+
+
+def test_a_plan_leaves_two_scans_where_there_are_three(patient):
+    sequences = [load_sequence(patient(name=name, days=(0, 20, 45, 80))) for name in "abcdefgh"]
+    planned = plan_forecasts(sequences, seed=0, missing=0.9)
+    assert {len(one.context) for one in planned} == {2}
+    pair = plan_forecasts([load_sequence(patient(name="pair", days=(0, 20)))], seed=0)
+    assert [(one.context, one.target) for one in pair] == [((0,), 1)]
 
 
 def refused(code, call):

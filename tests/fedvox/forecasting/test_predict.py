@@ -120,6 +120,10 @@ def test_a_cohort_is_scored_by_a_plan_that_stays(patient, tmp_path):
     again = evaluate_cohort(tmp_path / "cohort", "linear", tmp_path / "scores", seed=9)
     assert (tmp_path / "scores" / "plan.json").read_text() == plan
     assert again == first
+    assert first["of_one_scan"] == 0
+    lci = first["methods"]["lci"]["relative_to_lci"]
+    assert lci["nrmse"]["value"] == pytest.approx(1.0)
+    assert lci["ssim"]["value"] == pytest.approx(0.0)
     assert "MSE relative to LCI" in table(first)
 
 
@@ -128,3 +132,32 @@ def test_training_options_without_data_are_refused():
 
     with pytest.raises(ConfigError):
         command()
+
+
+def test_a_plan_for_scans_that_have_gone_is_refused(patient, tmp_path):
+    from fedvox.forecasting.evaluate import evaluate_cohort
+
+    for name in ("a", "b"):
+        patient(name=name, days=(0, 20, 45))
+    evaluate_cohort(tmp_path / "cohort", "lci", tmp_path / "scores")
+    patient(name="a", days=(0, 20))
+    with pytest.raises(DataError, match=r"plan\.json names patients or scans that are not there: a"):
+        evaluate_cohort(tmp_path / "cohort", "lci", tmp_path / "scores")
+
+
+def test_the_gain_over_lci_is_tested_as_scipy_does():
+    from scipy import stats
+
+    from fedvox.forecasting.evaluate import _better_than_lci
+
+    rng = np.random.default_rng(0)
+    errors = {"a": rng.random(12), "b": rng.random(12) + 0.3, "lci": rng.random(12) + 0.4}
+    rows = [
+        {"patient": f"p{n}", "method": method, "mse": value}
+        for method, values in errors.items()
+        for n, value in enumerate(values)
+    ]
+    alone = [
+        stats.wilcoxon(errors["lci"] - errors[m], alternative="greater", method="exact").pvalue for m in "ab"
+    ]
+    assert _better_than_lci(rows, ["a", "b"]) == pytest.approx([min(1, 2 * alone[0]), alone[1]], rel=1e-6)

@@ -31,7 +31,8 @@ def open_sequences(config: ForecastConfig) -> SequenceSource:
     """
     data = config.data
     assert data.folder is not None  # by its validator, where nothing is simulated
-    found = [load_sequence(p, layout=data.layout) for p in list_patients(expand(data.folder), data.layout)]
+    patients = list_patients(expand(data.folder), data.layout)
+    found = [load_sequence(p, layout=data.layout, unit=data.unit) for p in patients]
     single = [s.patient for s in found if s.valid.sum() < 2]
     if single:
         log.warning("left out, because they have a single scan: %s", ", ".join(single))

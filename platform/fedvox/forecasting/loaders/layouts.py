@@ -26,7 +26,8 @@ def load_sequence(path: Path | str, *, layout: Layout = "auto", unit: str | None
     Args:
         path: a patient's folder, its table of times (CSV or JSON), or a 4D NIfTI.
         layout: see the package; `auto` looks.
-        unit: of the times, where the files do not say.
+        unit: of the times, where the files do not say; what they say holds. `cycle` and `frames` count the frames of a
+            cine, whatever its header says.
 
     Raises:
         DataError: nothing there is a sequence, or its scans cannot be used; see `sequence_of`.
@@ -63,7 +64,7 @@ def list_patients(folder: Path | str, layout: Layout = "auto") -> list[Path]:
     candidates = sorted(p for p in folder.iterdir() if not p.name.startswith((".", "derivatives")))
     known = [p for p in candidates if _layout_of_patient(p) is not None]
     if layout != "auto":
-        known = [p for p in candidates if p.is_dir() and _layout_of_patient(p) == layout]
+        known = [p for p in candidates if layout in _FITS and _FITS[layout](p)]
     if not known:
         raise DataError(
             f"{folder} holds no patient of layout {layout!r}",
@@ -74,20 +75,19 @@ def list_patients(folder: Path | str, layout: Layout = "auto") -> list[Path]:
     return known
 
 
+_FITS: Mapping[Layout, Callable[[Path], bool]] = {
+    "cine": lambda path: path.is_file() and path.name.endswith(("_4d.nii.gz", "_cine.nii.gz")),
+    "table": lambda path: any((path / name).is_file() for name in TABLES),
+    "acdc": lambda path: any(path.glob("*_4d.nii*")),
+    "isles": lambda path: any(path.rglob("*_ctp.nii*")),
+    "bids": lambda path: any(path.glob("ses-*")),
+    "lumiere": lambda path: any(path.glob("week-*")),
+}
+"""How a patient of each layout is known, in the order in which `auto` looks."""
+
+
 def _layout_of_patient(path: Path) -> Layout | None:
-    if path.is_file():
-        return "cine" if path.name.endswith(("_4d.nii.gz", "_cine.nii.gz")) else None
-    if any((path / name).is_file() for name in TABLES):
-        return "table"
-    if next(path.glob("*_4d.nii*"), None):
-        return "acdc"
-    if next(path.rglob("*_ctp.nii*"), None):
-        return "isles"
-    if next(path.glob("ses-*"), None):
-        return "bids"
-    if next(path.glob("week-*"), None):
-        return "lumiere"
-    return None
+    return next((layout for layout, fits in _FITS.items() if fits(path)), None)
 
 
 # ---- table ---------------------------------------------------------------------------------------------------
@@ -102,14 +102,27 @@ def _from_table(path: Path, unit: str | None) -> Sequence4D:
     content, rows = _rows(path)
     if not rows:
         raise DataError(f"{path} lists no scan", "Add a row per scan.", code="no_scan", file=str(path))
-    unit = unit or content.get("time_unit") or content.get("unit") or rows[0].get("unit") or None
-    times, found = _times(rows, unit, path)
+    times, found = _times(rows, _stated(content, rows, path), unit, path)
     origin = _origin(rows, path)
     scans = [
         Scan(str(path.parent / _cell(row, ("file", "image"), path)), time, _optional(row, path.parent))
         for row, time in zip(rows, times, strict=True)
     ]
     return replace(sequence_of(str(content.get("patient") or path.parent.name), scans, found), origin=origin)
+
+
+def _stated(content: Mapping[str, Any], rows: list[dict[str, Any]], path: Path) -> str | None:
+    """The unit that a table gives, which is one for all rows."""
+    units = {str(row["unit"]).strip() for row in rows if row.get("unit") not in (None, "")}
+    units |= {str(content[key]).strip() for key in ("time_unit", "unit") if content.get(key)}
+    if len(units) > 1:
+        raise DataError(
+            f"{path}: times are given in several units: {', '.join(sorted(units))}",
+            "Give all times of a patient in one unit.",
+            code="units_differ",
+            file=str(path),
+        )
+    return next(iter(units), None)
 
 
 def _origin(rows: list[dict[str, Any]], path: Path) -> datetime | None:
@@ -136,21 +149,23 @@ def _rows(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         ) from None
 
 
-def _times(rows: list[dict[str, Any]], unit: str | None, path: Path) -> tuple[list[float], str | None]:
-    """Times of the rows: days since the first date, or numbers in the unit that is given."""
+def _times(
+    rows: list[dict[str, Any]], stated: str | None, fallback: str | None, path: Path
+) -> tuple[list[float], str | None]:
+    """Times of the rows: days since the first date, or numbers in the unit that is stated, or else in the fallback."""
     if all(row.get("date") for row in rows):
         dates = [parse_date(str(row["date"]), path) for row in rows]
         days = [days_between(min(dates), date) for date in dates]
-        if unit not in (None, "days"):
+        if stated not in (None, "days"):
             raise DataError(
-                f"{path}: dates count in days, but the unit is {unit!r}",
+                f"{path}: dates count in days, but the unit is {stated!r}",
                 "Leave the unit out, or give a column time.",
                 code="unit_missing",
                 file=str(path),
             )
         return days, "days"
     try:
-        return [float(_cell(row, ("time",), path)) for row in rows], unit
+        return [float(_cell(row, ("time",), path)) for row in rows], stated or fallback
     except ValueError as error:
         raise DataError(f"{path}: {error}", "Give numbers.", code="bad_table", file=str(path)) from None
 
@@ -212,42 +227,72 @@ def _bids(path: Path, unit: str | None) -> Sequence4D:
             rows.append({"date": date, "time": row.get("time") or row.get("days") or _number(session.name)})
             files.append(image)
     source = table or path
+    stated = None
     if table is None or not all(row["date"] for row in rows):
         rows = [{"time": row["time"]} for row in rows]
-        unit = unit or (
-            "days" if table is not None and any("days" in row for row in known.values()) else None
-        )
-    times, found = _times(rows, unit, source)
+        stated = "days" if any("days" in row for row in known.values()) else None
+    times, found = _times(rows, stated, unit, source)
     scans = [Scan(str(file), time) for file, time in zip(files, times, strict=True)]
     return replace(sequence_of(path.name, scans, found), origin=_origin(rows, source))
 
 
-def _cine_folder(path: Path, unit: str | None) -> Sequence4D:
-    """patientNNN/patientNNN_4d.nii.gz, frames over one heart cycle; the region is the heart at end-diastole."""
+def _acdc(path: Path, unit: str | None) -> Sequence4D:
+    """patientNNN/patientNNN_4d.nii.gz with Info.cfg: frames over one heart cycle, from end-diastole.
+
+    The region is what the heart covers in the frames of end-diastole and end-systole together: where it moves.
+    """
     image = next(path.glob("*_4d.nii*"))
-    label = next(path.glob("*frame01_gt.nii*"), None)
-    return cine(str(image), path.name, unit=unit or "cycle", roi=None if label is None else str(label))
+    marked = _info(path / "Info.cfg")
+    frames = [f"frame{number:02d}" for number in marked.values()] or ["frame*"]
+    labels = [label for frame in frames for label in sorted(path.glob(f"*_{frame}_gt.nii*"))]
+    return cine(
+        str(image), path.name, unit=unit if unit == "frames" else "cycle",
+        rois=[str(label) for label in labels], first=marked.get("ED", 1),
+    )  # fmt: skip
+
+
+def _info(file: Path) -> dict[str, int]:
+    """The frames of end-diastole (ED) and end-systole (ES) by number, from 1; empty without the file."""
+    if not file.is_file():
+        return {}
+    lines = (line.partition(":") for line in file.read_text(encoding="utf-8", errors="replace").splitlines())
+    told = {name.strip(): value.strip() for name, _, value in lines}
+    try:
+        return {name: int(told[name]) for name in ("ED", "ES")}
+    except (KeyError, ValueError):
+        raise DataError(
+            f"{file} does not give the frames ED and ES as numbers",
+            "Write lines such as `ED: 1` and `ES: 12`, or remove the file.",
+            code="bad_table",
+            file=str(file),
+        ) from None
 
 
 def _isles(path: Path, unit: str | None) -> Sequence4D:
-    """sub-X/[ses-Y/]perf/sub-X_ctp.nii.gz: 4D; seconds where the header says so, frames otherwise."""
+    """sub-X/[ses-Y/]perf/sub-X_ctp.nii.gz: 4D, seconds by its header, or frames where the unit says so."""
     image = next(iter(sorted(path.rglob("*_ctp.nii*"))))
     return cine(str(image), path.name, unit=unit)
 
 
-def _lumiere(path: Path, unit: str | None) -> Sequence4D:
+def _lumiere(path: Path, unit: str | None) -> Sequence4D:  # noqa: ARG001 - the folders say weeks
     """Patient-X/week-NNN[-R]/CT1.nii.gz; the region is the first label map beside it."""
     scans = []
     for week in sorted(path.glob("week-*")):
         image = _first(week, ("CT1.nii*", "*CT1*.nii*", "T1*.nii*"))
         if image is not None:
-            match = re.match(r"week-(\d+)(?:-(\d+))?", week.name)
-            assert match is not None  # by the glob, unless a word follows
+            match = re.fullmatch(r"week-(\d+)(?:-(\d+))?", week.name)
+            if match is None:
+                raise DataError(
+                    f"{week} is no week: a number should follow",
+                    "Name the folder week-012, or move it elsewhere.",
+                    code="bad_table",
+                    file=str(week),
+                )
             # A second scan of one week is the later one; the data set does not say by how much.
             time = float(match[1]) + 0.1 * (int(match[2] or 1) - 1)
             roi = _first(week, ("*seg*.nii*", "*mask*.nii*", "**/*seg*CT1*.nii*"))
             scans.append(Scan(str(image), time, None if roi is None else str(roi)))
-    return sequence_of(path.name, scans, unit or "weeks")
+    return sequence_of(path.name, scans, "weeks")
 
 
 def _first(folder: Path, patterns: tuple[str, ...]) -> Path | None:
@@ -272,5 +317,5 @@ def _cine_file(path: Path, unit: str | None) -> Sequence4D:
 
 
 _READERS: dict[Layout, Callable[[Path, str | None], Sequence4D]] = {
-    "table": _table, "cine": _cine_file, "bids": _bids, "acdc": _cine_folder, "isles": _isles, "lumiere": _lumiere,
+    "table": _table, "cine": _cine_file, "bids": _bids, "acdc": _acdc, "isles": _isles, "lumiere": _lumiere,
 }  # fmt: skip

@@ -74,21 +74,25 @@ def sequence_of(patient: str, scans: Sequence[Scan], unit: str | None) -> Sequen
 def _rois(scans: Sequence[Scan], shape: tuple[int, ...]) -> np.ndarray | None:
     if any(scan.roi is None for scan in scans):
         return None
-    rois = []
-    for scan in scans:
-        found = read_volume(str(scan.roi)).data[0] > 0
-        if found.shape != shape:
-            raise DataError(
-                f"{scan.roi} has {found.shape} voxels, its image has {shape}",
-                "Give the region on the grid of its image.",
-                code="grids_differ",
-                file=str(scan.roi),
-            )
-        rois.append(found)
-    return np.stack(rois)
+    return np.stack([_region(str(scan.roi), shape) for scan in scans])
 
 
-def cine(file: str, patient: str, *, unit: str | None = None, roi: str | None = None) -> Sequence4D:
+def _region(file: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Where a label map is above 0, `(D, H, W)` bool."""
+    found: np.ndarray = read_volume(file).data[0] > 0
+    if found.shape != shape:
+        raise DataError(
+            f"{file} has {found.shape} voxels, its image has {shape}",
+            "Give the region on the grid of its image.",
+            code="grids_differ",
+            file=file,
+        )
+    return found
+
+
+def cine(
+    file: str, patient: str, *, unit: str | None = None, rois: Sequence[str] = (), first: int = 1
+) -> Sequence4D:
     """The frames of a 4D NIfTI.
 
     Args:
@@ -96,10 +100,11 @@ def cine(file: str, patient: str, *, unit: str | None = None, roi: str | None = 
         patient: name.
         unit: `cycle` spreads the frames over one gated cycle, `frames` numbers them; seconds and the like need a
             header that says so. None takes the header's unit.
-        roi: a label map for all frames.
+        rois: label maps, which together are the region of all frames.
+        first: number, from 1, of the frame at time 0; those before it come last, as in a cycle.
 
     Raises:
-        DataError: a single volume, or no unit of time in the header.
+        DataError: a single volume, no unit of time in the header, or no such first frame.
     """
     volume = read_nifti(file)
     frames = len(volume.data)
@@ -119,14 +124,23 @@ def cine(file: str, patient: str, *, unit: str | None = None, roi: str | None = 
             code="unit_missing",
             file=file,
         )
-    region = None if roi is None else np.broadcast_to(read_volume(roi).data[0] > 0, volume.data.shape)
+    if not 1 <= first <= frames:
+        raise DataError(
+            f"{file} has {frames} frames; there is none of number {first}",
+            "Correct the number of the first frame.",
+            code="no_such_frame",
+            file=file,
+        )
+    region = np.zeros(volume.data.shape[1:], bool)
+    for label in rois:
+        region |= _region(label, volume.data.shape[1:])
     return Sequence4D(
         patient=patient,
-        volumes=volume.data[:, None].astype(np.float32),
+        volumes=np.roll(volume.data, 1 - first, axis=0)[:, None].astype(np.float32),
         times=np.arange(frames) * step,
         unit=found,
         valid=np.ones(frames, bool),
-        roi=region,
+        roi=np.broadcast_to(region, volume.data.shape) if rois else None,
         geometry=volume.geometry,
         files=(file,) * frames,
     )

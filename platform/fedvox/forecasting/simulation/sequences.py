@@ -3,6 +3,7 @@
     heart      an ellipsoid that beats, gated to the cycle; time is the phase of the cycle
     contrast   vessel, tissue and tumour take up a contrast agent and lose it, each at its own rate; seconds
     brain      the MNI152 brain with a growing (or shrinking) lesion and an expanding ventricle; months
+    response   a lesion that grows or shrinks under treatment, with equal probability: two futures; months
 
 The truth at any time is a formula. Scans are the truth with Gaussian noise. A share of the patients never changes.
 """
@@ -22,9 +23,12 @@ from fedvox.forecasting.examples import Examples
 from fedvox.forecasting.simulation.brain import BRAIN
 from fedvox.forecasting.simulation.contrast import CONTRAST
 from fedvox.forecasting.simulation.heart import HEART
+from fedvox.forecasting.simulation.response import RESPONSE
 from fedvox.forecasting.simulation.subjects import Simulation
 
-SIMULATIONS: Mapping[str, Simulation] = {"heart": HEART, "contrast": CONTRAST, "brain": BRAIN}
+SIMULATIONS: Mapping[str, Simulation] = {
+    "heart": HEART, "contrast": CONTRAST, "brain": BRAIN, "response": RESPONSE,
+}  # fmt: skip
 """By name."""
 
 Target = Literal["any", "between", "after", "beyond"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,9 @@ from fedvox.forecasting.flow import Forecaster
 from fedvox.forecasting.metrics import STILL, changing_region, mean_squared_error, relative_volume_error, ssim
 from fedvox.forecasting.release import flow_of, load_release, solver_of
 from fedvox.forecasting.simulation import SIMULATIONS, TEST, Schedule, Simulated, Target
+from fedvox.forecasting.study import futures
 from fedvox.forecasting.training import train
+from fedvox.forecasting.trust import weighed
 from fedvox.storage import Location
 from fedvox.training.world import World
 
@@ -37,6 +39,7 @@ SETS: Mapping[str, dict[str, str]] = {
     "heart-regular": {"kind": "heart", "schedule": "regular"},
     "brain": {"kind": "brain", "schedule": "irregular"},
     "contrast": {"kind": "contrast", "schedule": "irregular"},
+    "response": {"kind": "response", "schedule": "irregular", "target": "after"},
 }
 """Data sets by name, as the `data.simulated` section of a configuration."""
 
@@ -44,6 +47,7 @@ METHODS: Mapping[str, dict[str, Any]] = {
     "cronos": {},
     "cronos-grid": {"times": "grid"},
     "tfm": {"method": "tfm"},
+    "cronos-noisy": {"sigma": 0.3},
     "regression": {"objective": "regression"},
     "convlstm": {"method": "convlstm", "objective": "regression"},
 }
@@ -57,7 +61,8 @@ MUST: tuple[tuple[str, str], ...] = (
 
 MORE: tuple[tuple[str, str], ...] = (
     ("heart-irregular", "regression"), ("brain", "regression"), ("heart-irregular", "convlstm"),
-    ("contrast", "cronos"), ("brain", "convlstm"), ("contrast", "tfm"),
+    ("contrast", "cronos"), ("brain", "convlstm"), ("contrast", "tfm"), ("response", "cronos-noisy"),
+    ("response", "cronos"), ("response", "regression"),
 )  # fmt: skip
 """What puts them into perspective."""
 
@@ -84,7 +89,7 @@ def config_of(cell: Cell, folder: str, steps: int = STEPS) -> ForecastConfig:
         "name": cell.name, "storage": f"{folder}/runs", "seed": cell.seed, "steps": steps, "global_batch_size": 8,
         "log_every": 50, "optimizer": {"lr": 2e-3, "warmup_steps": min(50, steps // 10)},
         "data": {"simulated": section}, "flow": {**METHODS[cell.method], "grid_step": grid_step},
-        "validation": {"every_steps": 10 * steps, "examples": 64},
+        "validation": {"every_steps": 10 * steps, "examples": 64, "trust_examples": 128},
         "checkpoint": {"every_steps": 250, "keep": 1}, "compute": {"num_workers": 0, "torch_threads": 1},
     }  # fmt: skip
     return validate(ForecastConfig, values, source=f"study cell {cell.name}")
@@ -113,14 +118,40 @@ def run_cell(cell: Cell, folder: str, *, steps: int = STEPS, patients: int = TES
         config = config_of(cell, folder, steps)
         train(config, World())
         network, info = load_release(f"{config.storage}/{config.name}")
-        forecast = Forecaster(network, flow_of(info), solver_of(info))
+        forecast = Forecaster(network, flow_of(info), solver_of(info), info.trust)
     trained, trained_cpu = time.monotonic() - began, time.process_time() - cpu
     value = {
-        "schema": "fedvox.forecast.cell/1", "data": cell.data, "method": cell.method, "seed": cell.seed,
+        "schema": "fedvox.forecast.cell/2", "data": cell.data, "method": cell.method, "seed": cell.seed,
         "steps": steps, "trained_s": round(trained, 1), "trained_cpu_s": round(trained_cpu, 1),
-        "conditions": {name: judged(forecast, found) for name, found in conditions(cell.data, patients).items()},
+        **verdict(cell.data, forecast, patients),
     }  # fmt: skip
     storage.write_atomic(location, json.dumps(value).encode())
+    return value
+
+
+def verdict(data: str, forecast: Baseline, patients: int) -> dict[str, Any]:
+    """What unseen patients say of a forecast: `conditions`; of a model also errors in full trust, `untrusting`."""
+    asked = conditions(data, patients)
+    value: dict[str, Any] = {"conditions": {}}
+    if isinstance(forecast, Forecaster):
+        value |= {"trust": None if forecast.trust is None else asdict(forecast.trust), "untrusting": {}}
+    weight, seen = None, None
+    for name, (simulated, examples) in asked.items():
+        given = examples.scans, examples.times, examples.valid, examples.target_time
+        if isinstance(forecast, Forecaster):
+            base, change = forecast.change(*given)
+            if seen is None or not torch.equal(
+                seen, examples.scans
+            ):  # the same patients are asked several times
+                weight, seen = forecast.weight(*given[:3]), examples.scans
+            image = base + (change if weight is None else weighed(weight, change))
+            value["untrusting"][name] = judged(base + change, simulated, examples)["mse"]
+        else:
+            image = forecast(*given)
+        value["conditions"][name] = judged(image, simulated, examples)
+    if data == "response":
+        examples, both = futures.asked(next(iter(asked.values()))[0], patients)
+        value["futures"] = futures.judged_futures(futures.ensemble(forecast, examples), both)
     return value
 
 
@@ -130,25 +161,29 @@ def result_of(cell: Cell, folder: str) -> Location:
 
 
 def conditions(data: str, patients: int) -> dict[str, tuple[Simulated, Examples]]:
-    """Unseen patients at unseen times: all targets, and those between, after, and beyond the training's horizon."""
+    """Unseen patients at unseen times: all targets, and those between, after, and beyond the training's horizon.
+
+    `static` are patients who never change. Where training asks for one kind of target, it alone is asked for.
+    """
     section = SETS[data]
     schedule = Schedule(kind="regular" if section["schedule"] == "regular" else "irregular")
     base = Simulated(SIMULATIONS[section["kind"]], schedule, TEST_SEED)
-    targets: tuple[Target, ...] = (
-        ("any",) if schedule.kind == "regular" else ("any", "between", "after", "beyond")
-    )
+    targets: tuple[Target, ...] = ("any", "between", "after", "beyond")
+    if "target" in section:
+        targets = (section["target"],)  # type: ignore[assignment]  # what training asks for
+    elif schedule.kind == "regular":
+        targets = ("any",)
     found: dict[str, tuple[Simulated, Examples]] = {}
     for target in targets:
         simulated = replace(base, schedule=replace(schedule, target=target))
         found[target] = simulated, simulated.examples(range(TEST, TEST + patients))
-    static = replace(base, static=1.0)
+    static = replace(found[targets[0]][0], static=1.0)
     found["static"] = static, static.examples(range(TEST, TEST + patients))
     return found
 
 
-def judged(forecast: Baseline, asked: tuple[Simulated, Examples]) -> dict[str, list[float]]:
-    """The errors of a forecast and of LCI, a number per patient; -1 where a region is empty."""
-    simulated, examples = asked
+def judged(forecast: Tensor, simulated: Simulated, examples: Examples) -> dict[str, list[float]]:
+    """The errors of forecast volumes and of LCI, a number per patient; -1 where a region is empty."""
     given = (examples.scans, examples.times, examples.valid, examples.target_time)
     assert examples.truth is not None  # simulated
     assert examples.scans_truth is not None
@@ -158,7 +193,7 @@ def judged(forecast: Baseline, asked: tuple[Simulated, Examples]) -> dict[str, l
     found: dict[str, Tensor] = {}
     volume = simulated.simulation.volume
     true_volume = volume(truth[:, 0])
-    for suffix, image in (("", forecast(*given)), ("_lci", last)):
+    for suffix, image in (("", forecast), ("_lci", last)):
         found |= {
             f"mse{suffix}": mean_squared_error(image, truth),
             f"region_mse{suffix}": mean_squared_error(image, truth, region),

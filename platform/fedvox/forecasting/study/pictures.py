@@ -27,7 +27,7 @@ def forecaster_of(cell: Cell, folder: str) -> Baseline:
     if cell.method in BASELINES:
         return BASELINES[cell.method]
     network, info = load_release(storage.locate(folder).child("runs", cell.name).uri)
-    return Forecaster(network, flow_of(info), solver_of(info))
+    return Forecaster(network, flow_of(info), solver_of(info), info.trust)
 
 
 def relative_errors(cells: Mapping[Cell, dict[str, Any]]) -> Figure:

@@ -75,12 +75,17 @@ def read_cells(folder: str) -> dict[Cell, dict[str, Any]]:
     return found
 
 
+def seeds_of(cells: Mapping[Cell, dict[str, Any]], data: str, method: str) -> list[dict[str, Any]]:
+    """The cells of a method on a data set, by seed."""
+    chosen = [cell for cell in cells if (cell.data, cell.method) == (data, method)]
+    return [cells[cell] for cell in sorted(chosen, key=lambda cell: cell.seed)]
+
+
 def estimate(
     cells: Mapping[Cell, dict[str, Any]], data: str, method: str, condition: str, metric: str
 ) -> Estimate | None:
     """A metric of a method relative to LCI's in a condition; None where no seed has been trained."""
-    chosen = [cell for cell in cells if (cell.data, cell.method) == (data, method)]
-    mine = [cells[cell] for cell in sorted(chosen, key=lambda cell: cell.seed)]
+    mine = seeds_of(cells, data, method)
     if not mine or condition not in mine[0]["conditions"]:
         return None
     errors = np.array([value["conditions"][condition][metric] for value in mine])
@@ -145,11 +150,27 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim("CRONOS on the brain: error of TFM's", 0.50, "brain", "cronos", against="tfm"),
     Claim("TFM on the regular heart: error of LCI's", 0.80, "heart-regular", "tfm"),
-    Claim("CRONOS where nothing changes, heart", 1.01, "heart-irregular", "cronos", metric="still_mse"),
-    Claim("CRONOS where nothing changes, brain", 1.01, "brain", "cronos", metric="still_mse"),
-    Claim("TFM where nothing changes, regular heart", 1.01, "heart-regular", "tfm", metric="still_mse"),
-    Claim("TFM where nothing changes, irregular heart", 1.01, "heart-irregular", "tfm", metric="still_mse"),
-    Claim("TFM where nothing changes, brain", 1.01, "brain", "tfm", metric="still_mse"),
+    *(
+        Claim(
+            f"{method.upper()} where nothing changes ({data}, {what}): error of LCI's",
+            1.01,
+            data,
+            method,
+            condition,
+            metric,
+        )
+        for data, method in (
+            ("heart-irregular", "cronos"),
+            ("brain", "cronos"),
+            ("heart-irregular", "tfm"),
+            ("brain", "tfm"),
+            ("heart-regular", "tfm"),
+        )
+        for what, condition, metric in (
+            ("still voxels", "any", "still_mse"),
+            ("whole patients", "static", "mse"),
+        )
+    ),
     Claim(
         "Continuous times off the grid: error of grid times'",
         1.00,
