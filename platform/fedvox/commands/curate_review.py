@@ -36,7 +36,7 @@ def serve(
     ] = None,
     key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key.")] = None,
     lease_minutes: Annotated[
-        float, typer.Option(min=1, help="For how long a case that was handed out is kept for that person.")
+        float, typer.Option(min=5, help="For how long a case that was handed out is kept for that person.")
     ] = 30.0,
 ) -> None:
     """Serves the review page: three linked planes, findings, versions, decisions; keyboard driven.

@@ -114,7 +114,7 @@ def read_edit(store: LabelStore, task: Task, case_id: str, path: Path, *, allow_
 def record_edit(
     store: LabelStore, edit: Edit, *, reviewer: str, seconds: float, reason: str, on_top: bool = False
 ) -> Review:
-    """Makes an edited mask the label.
+    """Makes an edited mask the label. Called again for the same edit, it returns what was written the first time.
 
     Args:
         store: of the case.
@@ -135,6 +135,9 @@ def record_edit(
             "If it is right as it is, accept it: fedvox curate accept.",
             code="unchanged",
         )
+    before = _recorded_before(store, edit, reviewer)
+    if before is not None:
+        return before
     if edit.is_stale and not on_top:
         raise LabelConflict(
             f"case {case_id!r}: {_what_happened(store, edit)} since version {edit.parent} was exported",
@@ -157,6 +160,20 @@ def write_picture(store: LabelStore, edit: Edit, path: Path) -> None:
     """Writes what changed as a PNG; see `difference_picture`."""
     image = store.images.read(edit.case.case_id)[0]
     write_atomic(locate(path), difference_picture(image, edit.before, edit.mask, edit.case.spacing_mm))
+
+
+def _recorded_before(store: LabelStore, edit: Edit, reviewer: str) -> Review | None:
+    """The review that this very edit has led to already, as when an import is repeated after it was killed."""
+    if not edit.is_stale:
+        return None
+    reviews = {review.result: review for review in store.reviews(case_id=edit.case.case_id)}
+    for version in reversed(store.versions(edit.case.case_id)):
+        mine = (
+            version.source.kind == "person" and version.reviewer == reviewer and version.parent == edit.parent
+        )
+        if mine and version.number in reviews and np.array_equal(store.read_mask(version), edit.mask):
+            return reviews[version.number]
+    return None
 
 
 def _what_happened(store: LabelStore, edit: Edit) -> str:

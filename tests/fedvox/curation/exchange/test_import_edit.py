@@ -217,7 +217,13 @@ def test_the_commands_export_check_and_import(collection, tmp_path, monkeypatch,
     (edit,) = json.loads(out)["edits"]
     assert edit["version"] == 5
     assert (tmp_path / "seen/case_1.png").read_bytes().startswith(b"\x89PNG")
-    code, _, err = run(monkeypatch, capsys, import_edit, *common)  # again: it is stale now
+    code, out, _ = run(monkeypatch, capsys, import_edit, *common)  # again: it is there already
+    assert (code, "version 5" in out) == (0, True)
+    assert len(collection.store.reviews()) == 1
+    save(
+        folder, collection.organs() * (collection.organs() != 3)
+    )  # another edit of what is no longer the label
+    code, _, err = run(monkeypatch, capsys, import_edit, *common)
     assert code == 2
     assert err.startswith("error: case 'case_1': Ada decided")
     code, _, err = run(monkeypatch, capsys, export, collection.folder, "-o", folder, "-c", "case_1")
