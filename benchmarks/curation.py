@@ -35,10 +35,11 @@ def main() -> None:
     parser.add_argument("what", choices=["detection", "loop", "report", "scale", "collection"])
     parser.add_argument("--folder", type=Path, default=Path("bench-curation"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--cases", type=int, default=100)
-    parser.add_argument("--gold", type=int, default=16)
+    parser.add_argument("--cases", type=int, default=80)
+    parser.add_argument("--gold", type=int, default=12)
     parser.add_argument("--share", type=float, default=0.1, help="of the cases that are corrupted")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--budget-s", type=float, default=float("inf"))
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
@@ -78,7 +79,7 @@ def detection(arguments: argparse.Namespace) -> None:
 def loop(arguments: argparse.Namespace) -> None:
     study, began = study_of(arguments), time.monotonic()
     for seed in arguments.seeds:
-        for arm in ARMS:
+        for arm in arguments.arms:
             if time.monotonic() - began > arguments.budget_s:
                 return
             points = study.arm(seed, arm)["points"]

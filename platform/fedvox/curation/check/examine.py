@@ -52,7 +52,7 @@ def examine(
     *,
     method: Method = "majority",
 ) -> Examined:
-    """Measures a case's label against its proposals, and writes all that a round keeps of it.
+    """Measures a case's label against its proposals; writes masks, attention maps and evidence, but no row.
 
     Args:
         store: of the case.
@@ -82,8 +82,19 @@ def examine(
     _write_maps(folder, case, maps.encoded())
     if proposals.evidence is not None:
         _write_evidence(folder, case.case_id, proposals.evidence)
-    write_atomic(_case_file(folder, case.case_id), json.dumps(_to_json(found)).encode())
     return found
+
+
+def write_examined(store: LabelStore, round: int, found: Examined) -> None:
+    """Marks a case as done, once its versions are in the database.
+
+    Args:
+        store: of the case.
+        round: that it was examined in.
+        found: see `examine`.
+    """
+    location = _case_file(store.round_folder(round), found.facts.case_id)
+    write_atomic(location, json.dumps(_to_json(found)).encode())
 
 
 def measure_case(

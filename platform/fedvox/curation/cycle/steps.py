@@ -22,6 +22,7 @@ from fedvox.curation.check.examine import (
     read_evidence,
     read_examined,
     with_doubts,
+    write_examined,
 )
 from fedvox.curation.check.pictures import draw_finding
 from fedvox.curation.check.rules import RuleBook
@@ -81,6 +82,7 @@ def propose(
                 )
                 examined = examine(store, case, round, found, method=config.propose.consensus)
                 store.record_versions(examined.versions, actor=actor)
+                write_examined(store, round, examined)  # after the rows: a case that is done has its versions
             except DamagedCase as error:
                 damaged[case.case_id] = error.message
                 log.warning("%s", error)

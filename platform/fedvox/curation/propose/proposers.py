@@ -34,8 +34,9 @@ class ModelProposer:
 
     @property
     def source(self) -> Source:
-        """As versions name it."""
-        return Source("model", self.member.name, self.member.sha256)
+        """As versions name it: by its run, wherever that lies; the hash tells runs of one name apart."""
+        parts = [part for part in self.member.name.split("/") if part and part != "final"]
+        return Source("model", parts[-1] if parts else "model", self.member.sha256)
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,8 @@ class StudyOptions:
     """
 
     folder: Path
-    cases: int = 100
-    gold: int = 16
+    cases: int = 80
+    gold: int = 12
     share: float = 0.1
     rounds: int = 3
     resolution_mm: float = 6.0
