@@ -130,8 +130,14 @@ def run_supernode(approvals: Path, arguments: Sequence[str]) -> None:
         arguments: of `flower-supernode`.
 
     Raises:
-        ConfigError: see `install`.
+        ConfigError: see `install`; or Flower is asked to install what an app names, which nobody approved.
     """
+    if any(argument.startswith("--allow-r") for argument in arguments):  # Flower takes abbreviations
+        raise ConfigError(
+            "--allow-runtime-dependency-installation installs whatever an app's pyproject.toml names, which is no part "
+            "of what was approved",
+            "Leave it out; the packages are installed with fedvox[federation].",
+        )
     import flwr.supernode.start_client_internal as internals
     from flwr.supernode.cli import flower_supernode
 

@@ -8,7 +8,7 @@ import pytest
 
 from fedvox.errors import ConfigError
 from fedvox_federation.bundle import approve
-from fedvox_federation.guard import install, objection
+from fedvox_federation.guard import install, objection, run_supernode
 
 PYPROJECT = """
 [tool.flwr.app.components]
@@ -97,3 +97,9 @@ def test_a_flower_that_verifies_in_another_way_is_refused(approvals, change):
         internals._pull_and_store_message = other
     with pytest.raises(ConfigError, match="another way"):
         install(internals, approvals)
+
+
+@pytest.mark.parametrize("option", ["--allow-runtime-dependency-installation", "--allow-runtime"])
+def test_a_guarded_supernode_installs_nothing_that_an_app_names(approvals, option):
+    with pytest.raises(ConfigError, match="no part of what was approved"):
+        run_supernode(approvals, ["--insecure", option])

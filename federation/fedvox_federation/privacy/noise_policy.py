@@ -125,10 +125,10 @@ class SiteNoise:
     @property
     def verdict(self) -> str:
         """In words: for tables and logs."""
+        if self.epsilon >= VACUOUS_EPSILON:  # even where no more was promised
+            return "no guarantee"
         if self.keeps_promise:
             return "promise kept"
-        if self.epsilon >= VACUOUS_EPSILON:
-            return "no guarantee"
         return f"ε {self.epsilon:.3g} exceeds the promised {self.promise.epsilon:g}"
 
 

@@ -163,3 +163,8 @@ def test_every_policy_has_a_name_and_is_in_the_list():
     assert set(POLICIES) == {
         "tiers", "continuous", "epsilon", "uniform", "none", "published-2025", "linear-2026",
     }  # fmt: skip
+
+
+def test_a_promise_that_is_none_is_not_called_kept():
+    found = site_noise(build_policy("uniform"), standing(1.0), Promise(100.0, 1e-3), Workload(0.1, 100))
+    assert (found.keeps_promise, found.verdict) == (True, "no guarantee")
