@@ -64,8 +64,39 @@ def to_yaml(config: Config) -> str:
     return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
+_LARGEST_YAML = 100_000  # values of a file, with every alias written out
+_TOO_LARGE = "its aliases stand for too many values"
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-3` as text; people who write learning rates mean a number."""
+    """YAML 1.1 reads `1e-3` as text; people who write learning rates mean a number.
+
+    A few lines of aliases of aliases can stand for more values than any memory holds, and whoever prints or checks
+    them writes them out. So they are counted while they are read.
+    """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._sizes: dict[int, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """As in PyYAML, with an end."""
+        if self.check_event(yaml.AliasEvent):
+            meant = self.anchors.get(self.peek_event().anchor)  # type: ignore[no-untyped-call]
+            if meant is not None and id(meant) not in self._sizes:  # what it is itself a part of
+                raise yaml.YAMLError(_TOO_LARGE)
+        node = super().compose_node(parent, index)
+        if node is not None and id(node) not in self._sizes:
+            self._sizes[id(node)] = 1 + sum(self._sizes[id(below)] for below in _below(node))
+            if self._sizes[id(node)] > _LARGEST_YAML:
+                raise yaml.YAMLError(_TOO_LARGE)
+        return node
+
+
+def _below(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
 
 
 _Loader.add_implicit_resolver(
@@ -76,8 +107,15 @@ _Loader.add_implicit_resolver(
 
 
 def parse_scalar(text: str) -> Any:
-    """One YAML value as written on a command line."""
-    return yaml.load(text, Loader=_Loader)
+    """One YAML value, as written on a command line or in a file of a stranger.
+
+    Raises:
+        yaml.YAMLError: it is no YAML, or nested or repeated beyond all use.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

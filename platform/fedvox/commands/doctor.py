@@ -21,6 +21,7 @@ VARIABLES = {
     "FEDVOX_HOME": "stores, runs and the node's cache (default ~/.fedvox)",
     "RAY_ADDRESS": "the cluster that jobs join",
     "RAY_API_SERVER_ADDRESS": "the job server that `fedvox submit` uses",
+    "FEDVOX_MAX_VOLUME_GIB": "the largest image that is read, decompressed (default 16)",
     "AWS_ENDPOINT_URL": "an S3 server other than Amazon's",
     "AWS_ACCESS_KEY_ID": "S3 credentials",
     "CUDA_VISIBLE_DEVICES": "the GPUs that may be used",

@@ -1,7 +1,7 @@
 """What makes a case unusable, each reason with a stable code, the file's name and a remedy.
 
     reading          missing_file not_nifti truncated corrupt_gzip not_3d bad_spacing bad_affine unsupported_type
-                     not_dicom mixed_series duplicate_slices missing_slices missing_rescale compressed_dicom
+                     too_large not_dicom mixed_series duplicate_slices missing_slices missing_rescale compressed_dicom
     image            non_finite no_contrast absurd_spacing sheared_affine implausible_ct channel_count
     label            non_finite non_integer_label unknown_label_value channel_count
     image and label  shape_mismatch affine_mismatch

@@ -17,15 +17,19 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import data_element_generator, read_preamble
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from fedvox.data.geometry import Geometry, Volume
-from fedvox.data.nifti import bad_spacing
+from fedvox.data.nifti import bad_spacing, refuse_too_large
 from fedvox.errors import DataError
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SAME_DIRECTION = 1e-3  # largest difference of two slices' direction cosines
 _STEP_TOLERANCE = 0.02  # of the slice distance, and at least _STEP_TOLERANCE_MM
 _STEP_TOLERANCE_MM = 0.02
+_META_GROUP = 0x0002
+_TRANSFER_SYNTAX = 0x00020010
 _COPY_AGAIN = "Copy it again from its origin."
 
 _PLACED = ("Rows", "Columns", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
@@ -70,7 +74,7 @@ def read_dicom_series(folder: str, files: Sequence[SeriesFile], *, series_uid: s
 
     Raises:
         DataError: not_dicom, mixed_series, duplicate_slices, missing_slices, not_3d, bad_spacing,
-            missing_rescale, compressed_dicom, unsupported_type, truncated.
+            missing_rescale, compressed_dicom, unsupported_type, too_large, truncated.
     """
     slices = [found for file in files if (found := _read_slice(file)) is not None]
     if not slices:
@@ -91,6 +95,7 @@ def read_dicom_series(folder: str, files: Sequence[SeriesFile], *, series_uid: s
 
 def _read_slice(file: SeriesFile) -> _Slice | None:
     try:
+        _refuse_deflated(file)
         header = pydicom.dcmread(file.open(), stop_before_pixels=True)
     except InvalidDicomError:
         if file.name.lower().endswith((".dcm", ".ima")):
@@ -105,6 +110,19 @@ def _read_slice(file: SeriesFile) -> _Slice | None:
         return None  # a report, a structure set, a screenshot: nothing with a place in the patient
     orientation = np.asarray(header.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
     return _Slice(file, header, np.asarray(header.ImagePositionPatient, dtype=np.float64), orientation)
+
+
+def _refuse_deflated(file: SeriesFile) -> None:
+    """Such a file is inflated whole by pydicom before anything in it is looked at, however large that becomes."""
+    opened = file.open()
+    with opened.open("rb") if isinstance(opened, Path) else opened as stream:
+        read_preamble(stream, force=False)
+        meta = data_element_generator(stream, False, True, stop_when=lambda tag, *_: tag >> 16 != _META_GROUP)
+        syntax = next((element.value for element in meta if element.tag == _TRANSFER_SYNTAX), b"")
+    if (syntax or b"").rstrip(b"\0 ").decode("ascii", "replace") == DeflatedExplicitVRLittleEndian:
+        raise _refusal(
+            "compressed_dicom", file.name, "is deflated as a whole", "Write it uncompressed (dcmconv +te)."
+        )
 
 
 def _refuse_multi_frame(name: str, header: Any) -> None:
@@ -223,6 +241,7 @@ def _read_pixels(slices: list[_Slice]) -> np.ndarray:
     whole = all(slope.is_integer() and intercept.is_integer() for slope, intercept in rescale)
     dtype = np.dtype(np.int16 if whole else np.float32)
     rows, columns = int(slices[0].header.Rows), int(slices[0].header.Columns)
+    refuse_too_large(slices[0].name, len(slices) * rows * columns * dtype.itemsize)
     volume = np.empty((1, len(slices), rows, columns), dtype=dtype)
     limits = np.iinfo(np.int16)
     for index, (source, (slope, intercept)) in enumerate(zip(slices, rescale, strict=True)):

@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from fedvox.config import parse_scalar
 from fedvox.data.ignore import ignore_value, label_dtype
 from fedvox.errors import DataError
 
@@ -199,7 +200,7 @@ def load_mapping(path: Path) -> LabelMapping:
         DataError: bad_label_mapping.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        raw = parse_scalar(path.read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
         raise _bad_mapping(path, "does not exist") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -28,6 +28,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import yaml
 
+from fedvox.config import parse_scalar
 from fedvox.data.label_space import SourceLabels, parse_labels
 from fedvox.data.raw_dataset import RawCase, RawDataset, Rejected
 from fedvox.errors import DataError
@@ -224,7 +225,7 @@ def _load(uri: str) -> Mapping[str, Any]:
     if not exists(location):
         raise DataError(f"{uri} does not exist", "Correct the path.", code="missing_file", file=uri)
     try:
-        content = yaml.safe_load(read_bytes(location))  # of which JSON is a part
+        content = parse_scalar(read_bytes(location).decode())  # JSON is a part of YAML
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise _bad_labels_file(uri, f"is neither JSON nor YAML: {' '.join(str(error).split())}") from None
     if isinstance(content, dict) and isinstance(content.get("labels"), dict):

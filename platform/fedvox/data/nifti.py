@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,9 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvox.data.geometry import Geometry, Volume
-from fedvox.errors import DataError
+from fedvox.errors import ConfigError, DataError
 
 _CHUNK_BYTES = 4 << 20
+LARGEST_VOLUME = "FEDVOX_MAX_VOLUME_GIB"
+_LARGEST_VOLUME_GIB = 16.0  # 2,048³ voxels of 16 bits: several times the largest CT
+_FURTHEST_OFFSET = 1 << 30  # of the voxels; before them are the header and what its extensions hold
 _GZIP_MAGIC = b"\x1f\x8b"
 _DEFLATE_LIMIT = 1100  # deflate cannot shrink by more than 1032
 _HEADER_BYTES = {348, 540}  # sizeof_hdr of NIfTI-1 and of NIfTI-2
@@ -83,17 +87,43 @@ def read_nifti(path: str, stream: BinaryIO | None = None) -> Volume:
 
     Raises:
         DataError: missing_file, not_nifti, truncated, corrupt_gzip, not_3d, bad_spacing, bad_affine,
-            unsupported_type.
+            too_large, unsupported_type.
     """
     with stream or open_local(path) as opened:
         feed = _Feed(opened, path)
         header, size_on_disk = _parse_header(feed, path)
         if header.voxel_bytes > _DEFLATE_LIMIT * max(size_on_disk, 1):
             raise _truncated(path, f"its header announces {header.voxel_bytes:,} bytes of voxels")
+        refuse_too_large(path, header.voxel_bytes)
         feed.skip_to(header.offset)
         stored = _read_voxels(feed, header)
     geometry = Geometry.of_file(header.shape[:0:-1], header.affine)
     return Volume(geometry.to_ras(stored), geometry, path)
+
+
+def refuse_too_large(path: str, voxel_bytes: int) -> None:
+    """Stops before memory is asked for.
+
+    A few megabytes of gzip can stand for more zeros than a machine has memory, and a header's numbers cost nothing.
+
+    Raises:
+        DataError: too_large.
+        ConfigError: the limit in the environment is no number.
+    """
+    given = os.environ.get(LARGEST_VOLUME, "")
+    try:
+        limit_gib = float(given) if given else _LARGEST_VOLUME_GIB
+    except ValueError:
+        raise ConfigError(
+            f"{LARGEST_VOLUME} is {given!r}", "Set it to a number of GiB, or unset it."
+        ) from None
+    if voxel_bytes > limit_gib * 2**30:
+        raise DataError(
+            f"{path} announces {voxel_bytes / 2**30:,.1f} GiB of voxels, more than the {limit_gib:g} GiB of a volume",
+            f"Check where the file comes from; if it is meant, set {LARGEST_VOLUME} to more.",
+            code="too_large",
+            file=path,
+        )
 
 
 def open_local(path: str) -> BinaryIO:
@@ -131,7 +161,7 @@ def _parse_header(feed: _Feed, path: str) -> tuple[NiftiHeader, int]:
         dtype=_dtype(raw, path),
         slope=slope,
         intercept=intercept if math.isfinite(intercept) else 0.0,
-        offset=int(raw["vox_offset"]),
+        offset=_offset(raw, path),
     )
     return header, feed.size_on_disk
 
@@ -200,6 +230,14 @@ def _affine(raw: nib.Nifti1Header, path: str) -> NDArray[np.float64]:
     if abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-3:
         raise _bad_affine(path, "two axes of the affine point the same way")
     return affine
+
+
+def _offset(raw: nib.Nifti1Header, path: str) -> int:
+    """Where the voxels begin; 0 stands for right after the header."""
+    offset = float(raw["vox_offset"])
+    if not 0 <= offset <= _FURTHEST_OFFSET:  # NaN included
+        raise _not_nifti(path, f"its voxels begin at byte {offset:g}")
+    return int(offset)
 
 
 def _dtype(raw: nib.Nifti1Header, path: str) -> np.dtype[np.generic]:

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow.fs as pafs
 
-from fedvox.errors import StorageError
+from fedvox.errors import StorageError, StorageRefused
 
 Backend = Literal["pyarrow", "s3fs"]
 
@@ -83,7 +83,7 @@ def locate(uri: str | os.PathLike[str], *, backend: Backend = "pyarrow") -> Loca
         backend: which S3 client; pyarrow's moves bytes about 2.5 times as fast as s3fs.
 
     Raises:
-        StorageError: the scheme is unknown, or the URI names no bucket.
+        StorageError: the scheme is unknown, or the URI names no bucket or holds credentials.
     """
     text = os.fspath(uri)
     if "://" not in text:
@@ -99,6 +99,11 @@ def locate(uri: str | os.PathLike[str], *, backend: Backend = "pyarrow") -> Loca
         )
     if not parts.netloc:
         raise StorageError(f"{text}: names no bucket", "Write s3://bucket/key.")
+    if "@" in parts.netloc:  # it would be in every message and file that names the place
+        raise StorageRefused(
+            f"a URI of {parts.scheme} holds credentials before {parts.netloc.rpartition('@')[2]!r}",
+            "Write s3://bucket/key, and give credentials in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or by a role.",
+        )
     client: Backend = "s3fs" if parts.scheme == "s3fs" else backend
     return Location(_s3(client, *_s3_settings()), path, f"{parts.scheme}://{path}")
 
