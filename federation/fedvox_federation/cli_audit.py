@@ -57,9 +57,9 @@ def audit(
     from fedvox_federation.audit.report import as_text, draw, require_sound
 
     results = _run(target, plans)
-    if figure:
-        draw(results, figure)
     emit({"target": target, "audits": [one.summary() for one in results]}, as_text(results), as_json=as_json)
+    if figure:
+        draw(results, figure)  # after the table, which is not lost if the picture cannot be written
     require_sound(results)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,9 +64,15 @@ def require_sound(results: Sequence[AuditResult]) -> None:
 
 
 def draw(results: Sequence[AuditResult], path: Path) -> None:
-    """Proven against believed ε, as a PNG."""
+    """Proven against believed ε, as a PNG.
+
+    Raises:
+        StorageError: it cannot be written there.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
+
+    from fedvox import storage
 
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(5.2, 3.6), layout="constrained")
@@ -86,4 +93,6 @@ def draw(results: Sequence[AuditResult], path: Path) -> None:
         axes.set(xlim=(0, widest), ylim=(-0.02 * widest, widest), xlabel="ε by the ledger", ylabel="ε proven")
         axes.text(0.03 * widest, 0.93 * widest, "the ledger is refuted", color="#A04000")
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-        figure.savefig(path, dpi=150)
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=150)
+    storage.write_atomic(storage.locate(path), content.getvalue())

@@ -137,3 +137,21 @@ def test_a_dry_run_trains_nothing(federation_command):
 def test_wrong_input_leaves_with_2(federation_command):
     assert federation_command("audit", "--target", "x", "--control", "none").code == 2
     assert federation_command("audit", "--control", "x").code == 2
+
+
+def test_a_figure_that_cannot_be_written_does_not_lose_the_table(federation_command, tmp_path):
+    (tmp_path / "file").write_text("")
+    found = federation_command(
+        "audit",
+        "--canaries",
+        100,
+        "--rounds",
+        3,
+        "--control",
+        "placebo",
+        "--figure",
+        tmp_path / "file" / "a.png",
+    )
+    assert found.code == 2
+    assert "placebo" in found.out
+    assert "file" in found.err
