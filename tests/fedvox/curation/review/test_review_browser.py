@@ -106,13 +106,16 @@ def drawn(driver, case_id, z, y, x):
         wait(driver, lambda: canvas.get_attribute("data-drawn") == f"{case_id}/{index}")  # noqa: B023
 
 
-def colored(driver, name):
-    """How many pixels of a canvas are neither gray nor the crosshair."""
+def seen(driver, name):
+    """Where on a canvas the liver (orange) and the spleen (blue) are: shares of width and height, or None."""
     script = (
         "const c = document.getElementById(arguments[0]);"
-        "const p = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; let n = 0;"
+        "const p = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; const at = [[], []];"
         "for (let i = 0; i < p.length; i += 4) { const [r, g, b] = [p[i], p[i + 1], p[i + 2]];"
-        "  if (Math.max(r, g, b) - Math.min(r, g, b) > 30 && !(r === 255 && g === 224 && b === 102)) n++; } return n;"
+        "  if (r === 255 && g === 224 && b === 102) continue;"  # the crosshair
+        "  const place = [(i / 4 % c.width) / c.width, Math.floor(i / 4 / c.width) / c.height];"
+        "  if (r - b > 60) at[0].push(place); if (b - r > 60) at[1].push(place); }"
+        "return at.map(v => v.length > 50 ? [0, 1].map(k => v.reduce((s, q) => s + q[k], 0) / v.length) : null);"
     )
     return driver.execute_script(script, name)
 
@@ -163,6 +166,7 @@ def contrast(driver, selector):
 
 
 def test_a_case_is_reviewed_with_the_keyboard_alone(served, open_browser, tmp_path):
+    from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.keys import Keys
 
     driver = open_browser()
@@ -175,22 +179,38 @@ def test_a_case_is_reviewed_with_the_keyboard_alone(served, open_browser, tmp_pa
     press(driver, "n")
     wait(driver, lambda: text(driver, "case-name") == "case_1")
     drawn(driver, "case_1", 9, 12, 15)
-    before = colored(driver, "axial")
-    assert before > 500  # the liver
+    liver, spleen = seen(driver, "axial")
+    assert liver[0] < 0.45  # on the patient's right, which is the picture's left
+    assert spleen is None  # as the label has it
 
     press(driver, "f")  # the spleen that is missing: the crosshair goes to where the consensus has it
     wait(driver, lambda: "spleen, missing" in text(driver, "status"))
     wait(driver, lambda: "spleen" not in text(driver, "under") and "x 15" not in text(driver, "under"))
-    z, y, x = (int(v) for v in _place(text(driver, "under")))
+    z, y, x = _place(text(driver, "under"))
     assert served.organs()[z, y, x] == 2
     assert "expected mm3 870" in text(driver, "evidence")
     drawn(driver, "case_1", z, y, x)
 
     press(driver, "v")  # the next version: the label is the last in the list, so the newest proposal comes
     wait(driver, lambda: "4 staple: spleen" in text(driver, "under"))
+    wait(driver, lambda: seen(driver, "axial")[1])
+    liver, spleen = seen(driver, "axial")
+    assert spleen[0] > 0.55  # on the patient's left
+    assert spleen[1] > liver[1] + 0.05  # and behind the liver: further down
+    assert seen(driver, "coronal")[1][0] > 0.55
     press(driver, "d", "o", "]", "w", "L", "p", "+")
     wait(driver, lambda: "Window" in text(driver, "status"))
-    press(driver, "0", "1", Keys.ARROW_LEFT, ".")
+    press(driver, "0")
+    canvas = driver.find_element("id", "axial")
+    across, down = seen(driver, "axial")[1]
+    size = canvas.size
+    offset = round((across - 0.5) * size["width"]), round((down - 0.5) * size["height"])
+    ActionChains(driver).move_to_element_with_offset(canvas, *offset).click().perform()
+    wait(driver, lambda: abs(_place(text(driver, "under"))[1] - 8) <= 1)
+    z, y, x = _place(text(driver, "under"))
+    assert abs(x - 6) <= 1  # the middle of the spleen
+
+    press(driver, "1", Keys.ARROW_LEFT, ".")
     drawn(driver, "case_1", z + 1, y, x + 1)  # the patient's right is on the left
     assert driver.switch_to.active_element.get_attribute("aria-label") == f"axial plane, slice {z + 2} of 18"
 
@@ -224,7 +244,7 @@ def test_a_case_is_reviewed_with_the_keyboard_alone(served, open_browser, tmp_pa
 
 def _place(under):
     words = under.split()
-    return (words[words.index(axis) + 1] for axis in "zyx")
+    return [int(words[words.index(axis) + 1]) for axis in "zyx"]
 
 
 def test_of_two_browsers_on_one_case_the_second_sees_the_conflict_and_chooses(served, open_browser):

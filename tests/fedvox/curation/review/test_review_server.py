@@ -335,6 +335,20 @@ def test_a_case_that_was_deleted_meanwhile_is_told(server):
     assert "next case" in answer.json()["remedy"]
 
 
+def test_a_gold_case_is_looked_at_and_left_alone(server):
+    from fedvox.curation.store import NewCase, Source
+
+    store = server.store
+    store.add_cases([NewCase("case_g", (18, 24, 30), (3.0, 2.0, 1.5), gold=True)], actor="test")
+    store.add_version("case_g", server.organs(), Source("import", "x"), round=0, actor="test", move_head=True)
+    with pytest.MonkeyPatch.context() as patch:  # its image is that of another case
+        patch.setitem(store.images.rows, "case_g", 0)
+        ada = server.come("Ada", "lead")
+        case = ada.get("/api/cases/case_g").json()
+        assert (case["gold"], case["may_decide"]) == (True, False)
+        assert ada.decide(case).json()["code"] == "gold_is_frozen"
+
+
 def test_a_locked_database_is_told_and_nothing_is_lost(server):
     from fedvox.curation.store import LabelStore
 
