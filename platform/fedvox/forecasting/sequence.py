@@ -67,7 +67,7 @@ class Sequence4D:
             if not np.isfinite(self.volumes[index]).all():
                 raise DataError(
                     f"{self.file_of(int(index))} holds NaN or infinite voxels",
-                    "Mend the image, or mark this scan as missing.",
+                    "Mend the image, or leave this scan out.",
                     code="not_finite",
                     file=self.file_of(int(index)),
                 )

@@ -170,6 +170,45 @@ def test_what_cannot_be_a_sequence_is_refused_by_name(patient, save_nifti, tmp_p
     refused("no_sequence", lambda: load_sequence(tmp_path / "empty"))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("times.csv", "file,time,unit\nscan0.nii.gz,nan,days\nscan1.nii.gz,5,days\n", "'nan' is no number"),
+        ("times.csv", "file,time,unit\nscan0.nii.gz,0,days\nscan1.nii.gz,inf,days\n", "'inf' is no number"),
+        ("times.csv", "file,date\nscan0.nii.gz,20249901000000\n", "is no date"),
+        ("times.csv", "file,time,unit\nscan0.nii.gz\n", "has no time"),
+        ("series.json", '{"scans": [null]}', "no table of scans"),
+        ("series.json", '{"scans": ["scan0.nii.gz"]}', "no table of scans"),
+        (
+            "series.json",
+            '{"time_unit": "days", "scans": [{"image": "scan0.nii.gz", "time": [1]}]}',
+            "is no number",
+        ),
+    ],
+)
+def test_tables_that_are_none_are_refused_in_one_line(patient, name, content, told):
+    folder = patient()
+    (folder / "times.csv").unlink()
+    (folder / name).write_text(content)
+    message = refused("bad_table", lambda: load_sequence(folder))
+    assert told in message
+    assert "\n" not in message
+
+
+def test_tables_as_spreadsheets_write_them_and_units_in_capitals_are_read(patient):
+    folder = patient()
+    (folder / "times.csv").write_text("\ufefffile,time,unit\nscan0.nii.gz,0,Days\nscan1.nii.gz,2,days\n")
+    assert load_sequence(folder).unit == "days"
+
+
+def test_dates_of_different_time_zones_are_compared_in_one(patient):
+    folder = patient()
+    (folder / "times.csv").write_text(
+        "file,date\nscan0.nii.gz,2024-01-01T10:00:00+02:00\nscan1.nii.gz,2024-01-01T20:00:00Z\n"
+    )
+    assert load_sequence(folder).times.tolist() == [0, 0.5]
+
+
 def test_a_sequence_that_is_put_together_by_hand_keeps_the_contract():
     volumes = np.zeros((2, 1, 4, 4, 4), np.float32)
     there = np.ones(2, bool)

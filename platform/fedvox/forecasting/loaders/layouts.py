@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,8 @@ def _from_table(path: Path, unit: str | None) -> Sequence4D:
 
 def _stated(content: Mapping[str, Any], rows: list[dict[str, Any]], path: Path) -> str | None:
     """The unit that a table gives, which is one for all rows."""
-    units = {str(row["unit"]).strip() for row in rows if row.get("unit") not in (None, "")}
-    units |= {str(content[key]).strip() for key in ("time_unit", "unit") if content.get(key)}
+    units = {str(row["unit"]).strip().lower() for row in rows if row.get("unit") not in (None, "")}
+    units |= {str(content[key]).strip().lower() for key in ("time_unit", "unit") if content.get(key)}
     if len(units) > 1:
         raise DataError(
             f"{path}: times are given in several units: {', '.join(sorted(units))}",
@@ -134,10 +135,10 @@ def _origin(rows: list[dict[str, Any]], path: Path) -> datetime | None:
 
 def _rows(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # as spreadsheets write it
         if path.suffix == ".json":
             content = json.loads(text)
-            return content, list(content["scans"])
+            return content, [dict(scan) for scan in content["scans"]]
         dialect = "excel-tab" if path.suffix == ".tsv" else "excel"
         return {}, list(csv.DictReader(text.splitlines(), dialect=dialect))
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
@@ -164,10 +165,19 @@ def _times(
                 file=str(path),
             )
         return days, "days"
+    return [_number_of(_cell(row, ("time",), path), path) for row in rows], stated or fallback
+
+
+def _number_of(text: str, path: Path) -> float:
     try:
-        return [float(_cell(row, ("time",), path)) for row in rows], stated or fallback
-    except ValueError as error:
-        raise DataError(f"{path}: {error}", "Give numbers.", code="bad_table", file=str(path)) from None
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(
+            f"{path}: the time {text!r} is no number", "Give numbers.", code="bad_table", file=str(path)
+        )
+    return number
 
 
 def days_between(first: datetime, second: datetime) -> float:
@@ -176,16 +186,17 @@ def days_between(first: datetime, second: datetime) -> float:
 
 
 def parse_date(text: str, path: Path | str = "") -> datetime:
-    """An ISO date with or without a time of day, or a DICOM date (20240131, 20240131093000).
+    """An ISO date with or without a time of day, or a DICOM date (20240131, 20240131093000); with a zone, in UTC.
 
     Raises:
         DataError: neither.
     """
     plain = text.strip()
     if re.fullmatch(r"\d{14}(\.\d+)?", plain):
-        return datetime.strptime(plain[:14], "%Y%m%d%H%M%S")
+        plain = f"{plain[:8]}T{plain[8:14]}"
     try:
-        return datetime.fromisoformat(plain).replace(tzinfo=None)
+        found = datetime.fromisoformat(plain)
+        return found if found.tzinfo is None else found.astimezone(UTC).replace(tzinfo=None)
     except ValueError:
         raise DataError(
             f"{path}: {text!r} is no date", "Write 2024-01-31 or 20240131.", code="bad_table", file=str(path)

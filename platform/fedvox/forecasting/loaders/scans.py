@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,10 +118,10 @@ def cine(
         step, found = 1.0 / frames, "cycle"
     elif unit == "frames":
         step, found = 1.0, "frames"
-    if found is None or step <= 0:
+    if found is None or not 0 < step < math.inf:
         raise DataError(
             f"{file}: its header gives no interval between frames with a unit",
-            "Say --unit cycle (frames of one gated cycle) or --unit frames.",
+            "Give the unit cycle (frames of one gated cycle) or frames: --unit, or data.unit of a training.",
             code="unit_missing",
             file=file,
         )
