@@ -39,6 +39,7 @@ COMMANDS: dict[str, str] = {
     "plan": "Plan spacing, patch, batch and topology for a data set and a memory, with reasons.",
     "predict": "Segment images with trained models, in this process or over Ray.",
     "pretrain": "Pretrain a backbone on a brick store, or resume where a run stopped.",
+    "restore": "Restore an MR image from k-space, noise, few voxels or holes with a diffusion prior.",
     "status": "Show where a run is: step, loss, Dice, time left.",
     "submit": "Submit a job to Ray, follow it with a progress bar, and leave with its own exit code.",
 }

@@ -9,6 +9,7 @@ from fedvox.config import Config, load_config, parse_scalar, to_yaml
 from fedvox.curation.cycle.config import CurateConfig
 from fedvox.errors import ConfigError
 from fedvox.forecasting.config import ForecastConfig
+from fedvox.restoration.config import DiffusionPriorConfig
 from fedvox.tracking.config import LesionConfig
 from fedvox.training.config import PretrainConfig, expand
 from fedvox.training.finetune_config import FinetuneConfig
@@ -121,6 +122,7 @@ KINDS = {
     "curate": CurateConfig,
     "federation": FederationConfig,
     "forecast": ForecastConfig,
+    "diffusion_prior": DiffusionPriorConfig,
     "lesion": LesionConfig,
 }
 """How the file's name begins -> what it configures; everything else is a pretraining run."""

@@ -50,7 +50,12 @@ def block_matching(physics: Any, y: Tensor, *, sigma: float = 0.03, steps: int =
 
 
 def _fista(
-    physics: Any, y: Tensor, shrink: Callable[[Tensor, float], Tensor], steps: int, *, accelerated: bool = True
+    physics: Any,
+    y: Tensor,
+    shrink: Callable[[Tensor, float], Tensor],
+    steps: int,
+    *,
+    accelerated: bool = True,
 ) -> Tensor:
     """Accelerated proximal gradient (Beck and Teboulle 2009)."""
     step = float(physics.voxels) if hasattr(physics, "voxels") else 1.0

@@ -122,5 +122,7 @@ class DiffusionPriorConfig(TrainingConfig):
     @model_validator(mode="after")
     def _patch_fits(self) -> Self:
         if self.network.convolutions == "3d" and self.data.patch_size[0] < 8:
-            raise ValueError("network.convolutions 3d needs data.patch_size of at least 8 voxels along each axis")
+            raise ValueError(
+                "network.convolutions 3d needs data.patch_size of at least 8 voxels along each axis"
+            )
         return self

@@ -25,15 +25,19 @@ def load_deepinv() -> Any:
         ConfigError: it is not installed.
     """
     if importlib.util.find_spec("deepinv") is None:
-        raise ConfigError("restoration needs deepinv, which is not installed", "pip install 'fedvox[restoration]'.")
+        raise ConfigError(
+            "restoration needs deepinv, which is not installed", "pip install 'fedvox[restoration]'."
+        )
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError as error:
         if "operator torchvision::" not in str(error):
             raise
         for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
             del sys.modules[name]
-        with mock.patch.object(torch.library, "register_fake", _without_torchvision(torch.library.register_fake)):
+        with mock.patch.object(
+            torch.library, "register_fake", _without_torchvision(torch.library.register_fake)
+        ):
             import torchvision  # noqa: F401
     import deepinv
 

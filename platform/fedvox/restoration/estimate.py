@@ -23,11 +23,15 @@ def estimate(config: DiffusionPriorConfig) -> dict[str, Any]:
         "patches": config.steps * config.global_batch_size,
         "patch_size": list(config.data.patch_size),
         "volumes_training": len(source.training),
-        "volumes_held_out": len(source.validation) if len(source.training) < len(source.validation) + 1 else 0,
+        "volumes_held_out": len(source.validation)
+        if len(source.training) < len(source.validation) + 1
+        else 0,
         "sigma_data": round(float(prior.sigma_data), 4),
         "parameters": sum(p.numel() for p in prior.parameters()),
         "reach": list(prior.reach),
-        "input_mib_per_step": round(config.global_batch_size * math.prod(config.data.patch_size) * 4 / 2**20, 2),
+        "input_mib_per_step": round(
+            config.global_batch_size * math.prod(config.data.patch_size) * 4 / 2**20, 2
+        ),
     }
 
 

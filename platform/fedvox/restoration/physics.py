@@ -153,12 +153,12 @@ def mri(
 
 
 def denoising(noise: float) -> Any:
-    """deepinv's operator of an image that is only noisy."""
+    """Deepinv's operator of an image that is only noisy."""
     return deepinv.physics.Denoising(deepinv.physics.GaussianNoise(noise))
 
 
 def inpainting(mask: Tensor, noise: float) -> Any:
-    """deepinv's operator of an image with holes; `mask` `(1, …)` is 1 where it is known."""
+    """Deepinv's operator of an image with holes; `mask` `(1, …)` is 1 where it is known."""
     return deepinv.physics.Inpainting(
         img_size=tuple(mask.shape), mask=mask, noise_model=deepinv.physics.GaussianNoise(noise)
     )
@@ -179,11 +179,15 @@ def cartesian_mask(
     """
     width = size[1]
     column = torch.arange(width)
-    distance = torch.minimum(column, (width - column) % width)  # from the zero frequency, which is column 0 here
+    distance = torch.minimum(
+        column, (width - column) % width
+    )  # from the zero frequency, which is column 0 here
     share = centre if acceleration <= 6 else centre / 2
     sampled = distance < max(1, round(share * width / 2))
     wanted = round(width / acceleration)
-    order = torch.randperm(width // 2 + 1 if symmetric else width, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(
+        width // 2 + 1 if symmetric else width, generator=torch.Generator().manual_seed(seed)
+    )
     for one in order.tolist():
         if int(sampled.sum()) >= wanted:
             break
@@ -218,6 +222,8 @@ def simulated_coils(size: Sequence[int], coils: int) -> Tensor:
     for n in range(coils):
         angle = 2 * math.pi * n / coils
         away = (y - 1.2 * math.sin(angle)) ** 2 + (x - 1.2 * math.cos(angle)) ** 2
-        maps.append(torch.polar(torch.exp(-away / 1.5), angle + 0.5 * (x * math.cos(angle) + y * math.sin(angle))))
+        maps.append(
+            torch.polar(torch.exp(-away / 1.5), angle + 0.5 * (x * math.cos(angle) + y * math.sin(angle)))
+        )
     stacked = torch.stack(maps)
     return (stacked / stacked.abs().square().sum(dim=0, keepdim=True).sqrt()).to(torch.complex64)

@@ -87,4 +87,6 @@ def _read(folder: Location) -> PriorInfo:
         depth, height, width = value.pop("patch_size")
         return PriorInfo(**value, patch_size=(depth, height, width))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{location.uri} is not readable: {error!r}", "Train the prior again.") from error
+        raise CheckpointError(
+            f"{location.uri} is not readable: {error!r}", "Train the prior again."
+        ) from error

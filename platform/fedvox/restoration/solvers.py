@@ -1,7 +1,7 @@
 """Plug-and-play solvers: an image from measurements `y = A x + n`, with a denoiser `D(x, σ)` for what images look like.
 
-    diffpir, ddnm, dps    anneal noise from large to small; at each level denoise, agree with the data, add noise again
-    pnpdm                 split Gibbs sampling (Wu et al. 2024): samples of the posterior, exact as the coupling tightens
+    diffpir, ddnm, dps    anneal noise from large to small: denoise, agree with the data, add noise again
+    pnpdm                 split Gibbs sampling (Wu et al. 2024): posterior samples, in the limit of tight coupling
     reddiff               variational: one image whose noised versions the denoiser leaves alone (Mardani et al. 2023)
     pgd, fista, admm, red deepinv's optimisers with the denoiser in place of a proximal step
     ddrm                  deepinv's, for operators that it can decompose
@@ -89,7 +89,9 @@ def solve(
     """
     if name not in DEFAULTS:
         raise ConfigError(f"solver {name!r} does not exist", f"Known: {', '.join(DEFAULTS)}.")
-    task = Task(denoiser, physics, y, options or DEFAULTS[name], torch.Generator(y.device).manual_seed(seed), on_step)
+    task = Task(
+        denoiser, physics, y, options or DEFAULTS[name], torch.Generator(y.device).manual_seed(seed), on_step
+    )
     if name in _OWN:
         if name == "dps":
             return _OWN[name](task)
@@ -188,7 +190,9 @@ def _dps(task: Task) -> Tensor:
             return kept[-1]
 
     kept: list[Tensor] = []
-    fidelity = deepinv.sampling.DPSDataFidelity(denoiser=_Denoiser(), weight=task.options.weight, guidance="annealed")
+    fidelity = deepinv.sampling.DPSDataFidelity(
+        denoiser=_Denoiser(), weight=task.options.weight, guidance="annealed"
+    )
 
     def agree(x: Tensor, level: float) -> Tensor:
         kept.clear()
@@ -244,7 +248,9 @@ def _reddiff(task: Task) -> Tensor:
     for step, level in enumerate(levels.tolist()):
         noisy = image.detach() + level * task.normal(image)
         with torch.no_grad():
-            pull = image.detach() - task.denoiser(noisy, level)  # level · (predicted - true noise), up to its mean
+            pull = image.detach() - task.denoiser(
+                noisy, level
+            )  # level · (predicted - true noise), up to its mean
             misfit = task.physics.A_adjoint(task.physics.A(image.detach()) - task.y)
         adam.zero_grad()
         image.grad = task.options.weight * misfit + 0.25 * pull
@@ -265,11 +271,15 @@ def _ddrm(task: Task, seed: int) -> Tensor:
 
 
 def _optimised(name: str, task: Task) -> Tensor:
-    """deepinv's proximal gradient, FISTA and ADMM with the denoiser for a prior, or its gradient descent with RED."""
+    """Deepinv's proximal gradient, FISTA and ADMM with the denoiser for a prior, or its gradient descent with RED."""
     options = task.options
     sigmas = task.levels().tolist()
     if name == "red":
-        prior, algorithm, more = deepinv.optim.RED(_module(task.denoiser)), deepinv.optim.GD, {"lambda_reg": options.weight}
+        prior, algorithm, more = (
+            deepinv.optim.RED(_module(task.denoiser)),
+            deepinv.optim.GD,
+            {"lambda_reg": options.weight},
+        )
     else:
         prior = deepinv.optim.PnP(_module(task.denoiser))
         algorithm = {"pgd": deepinv.optim.PGD, "fista": deepinv.optim.FISTA, "admm": deepinv.optim.ADMM}[name]
@@ -278,7 +288,8 @@ def _optimised(name: str, task: Task) -> Tensor:
         data_fidelity=deepinv.optim.L2(), prior=prior, stepsize=_stepsize(name, task), g_param=sigmas,
         max_iter=options.steps, early_stop=False, **more,
     )  # fmt: skip
-    found = model(task.y, task.physics, init=_initial(task))
+    start = _initial(task)  # FISTA and ADMM keep a second variable
+    found = model(task.y, task.physics, init=(start, start) if name in ("fista", "admm") else start)
     task.done(options.steps - 1)
     return cast(Tensor, found)
 

@@ -108,7 +108,11 @@ class TiledPrior(torch.nn.Module):
     def patch_of(self, size: Sequence[int]) -> Size3:
         """The patch that covers an image of this size, without its halo: divisible as the network needs."""
         divisor, flat = self.prior.divisor, self.prior.flat
-        wanted = tuple(size) if self.coverage.mode == "whole" else self.coverage.patch_size or self.prior.patch_size
+        wanted = (
+            tuple(size)
+            if self.coverage.mode == "whole"
+            else self.coverage.patch_size or self.prior.patch_size
+        )
         edges = [-(-min(w, max(n, d)) // d) * d for w, n, d in zip(wanted, size, divisor, strict=True)]
         depth, height, width = [divisor[0], *edges[1:]] if flat else edges
         return depth, height, width
@@ -174,7 +178,16 @@ class TiledPrior(torch.nn.Module):
         starts = [[s - h for s, h in zip(one.start, halo, strict=True)] for _, one in part]
         batch = torch.stack(
             [
-                padded[(image, slice(None), *(slice(s + m, s + m + e) for s, (m, _), e in zip(start, margins, edges, strict=True)))]
+                padded[
+                    (
+                        image,
+                        slice(None),
+                        *(
+                            slice(s + m, s + m + e)
+                            for s, (m, _), e in zip(start, margins, edges, strict=True)
+                        ),
+                    )
+                ]
                 for (image, _), start in zip(part, starts, strict=True)
             ]
         )

@@ -83,7 +83,8 @@ class NoiseUNet(nn.Module):
         )
         self.entrance = conv(inputs * volume, widths[0], 3, padding=1)
         self.encoder = nn.ModuleList(
-            nn.ModuleList(NoiseBlock(width, width, embedding, dims) for _ in range(blocks)) for width in widths
+            nn.ModuleList(NoiseBlock(width, width, embedding, dims) for _ in range(blocks))
+            for width in widths
         )
         pairs = list(itertools.pairwise(widths))
         self.downs = nn.ModuleList(conv(fine, coarse, 2, stride=2) for fine, coarse in pairs)
@@ -103,7 +104,9 @@ class NoiseUNet(nn.Module):
     def reach(self) -> int:
         """No output voxel depends on an input voxel farther away than this, along any axis."""
         levels, reach = len(self.encoder), 0
-        for level in range(levels):  # two convolutions a block; the decoder has a block on all but the coarsest
+        for level in range(
+            levels
+        ):  # two convolutions a block; the decoder has a block on all but the coarsest
             convolutions = 2 * self.blocks + (2 if level < levels - 1 else 0) + (2 if level == 0 else 0)
             reach += convolutions << level
         # A block that becomes channels, or that a strided convolution merges, is reached whole.

@@ -91,7 +91,9 @@ def read_volumes(config: PriorDataSection) -> list[TrainingVolume]:
     files = sorted(p for p in folder.rglob("*") if p.name.endswith((".nii", ".nii.gz")))
     if not files:
         raise DataError(
-            f"{folder} holds no NIfTI image", "Name a folder with .nii or .nii.gz files in data.folder.", code="no_images"
+            f"{folder} holds no NIfTI image",
+            "Name a folder with .nii or .nii.gz files in data.folder.",
+            code="no_images",
         )
     return [TrainingVolume(str(p.relative_to(folder)), magnitude(p)) for p in files]
 
@@ -107,11 +109,16 @@ def magnitude(path: Path) -> np.ndarray:
     volume = read_nifti(str(path)).data
     if len(volume) != 1:
         raise DataError(
-            f"{path} has {len(volume)} channels or frames", "Give volumes of one channel.", code="channels", file=str(path)
+            f"{path} has {len(volume)} channels or frames",
+            "Give volumes of one channel.",
+            code="channels",
+            file=str(path),
         )
     image = np.asarray(volume[0], np.float32)
     if not np.isfinite(image).all():
-        raise DataError(f"{path} has non-finite voxels", "Repair or remove the file.", code="not_finite", file=str(path))
+        raise DataError(
+            f"{path} has non-finite voxels", "Repair or remove the file.", code="not_finite", file=str(path)
+        )
     return np.asarray(image / intensity_scale(image), np.float32)
 
 
@@ -135,7 +142,9 @@ class PatchSource:
         self._starts = [allowed_starts(v.image.shape[0], slices, data, held=False) for v in self.training]
         whole = bool(held) and not data.held_out
         self._held_starts = [
-            np.arange(max(1, v.image.shape[0] - slices + 1)) if whole else allowed_starts(v.image.shape[0], slices, data, held=True)
+            np.arange(max(1, v.image.shape[0] - slices + 1))
+            if whole
+            else allowed_starts(v.image.shape[0], slices, data, held=True)
             for v in self.validation
         ]
         for kind, starts in (("training", self._starts), ("validation", self._held_starts)):
@@ -165,13 +174,19 @@ class PatchSource:
         noise, levels = self.config.noise, []
         for i in indices:
             z = philox(self.config.seed, i, Stream.NOISE).standard_normal()
-            levels.append(np.exp(np.clip(noise.log_mean + noise.log_std * z, np.log(noise.smallest), np.log(noise.largest))))
+            levels.append(
+                np.exp(
+                    np.clip(noise.log_mean + noise.log_std * z, np.log(noise.smallest), np.log(noise.largest))
+                )
+            )
         return self._batch(self.training, self._starts, indices, Stream.LOCATION, levels)
 
     def held_out(self, sigma: float) -> Patches:
         """The validation patches, always the same, at a noise level."""
         count = self.config.validation.examples
-        return self._batch(self.validation, self._held_starts, range(count), Stream.FOREGROUND, [sigma] * count)
+        return self._batch(
+            self.validation, self._held_starts, range(count), Stream.FOREGROUND, [sigma] * count
+        )
 
     def _batch(
         self, volumes: Sequence[TrainingVolume], starts: Sequence[np.ndarray], indices: Sequence[int], stream: int,
@@ -180,10 +195,13 @@ class PatchSource:
         drawn = [self._clean(volumes, starts, i, stream) for i in indices]
         clean = torch.from_numpy(np.stack([d[0] for d in drawn]))[:, None]
         noises = [
-            philox(self.config.seed, i, Stream.AUGMENT).standard_normal(clean.shape[1:], np.float32) for i in indices
+            philox(self.config.seed, i, Stream.AUGMENT).standard_normal(clean.shape[1:], np.float32)
+            for i in indices
         ]
         where = torch.stack([d[1] for d in drawn])
-        return Patches(clean, torch.from_numpy(np.stack(noises)), torch.tensor(levels, dtype=torch.float32), where)
+        return Patches(
+            clean, torch.from_numpy(np.stack(noises)), torch.tensor(levels, dtype=torch.float32), where
+        )
 
     def _clean(
         self, volumes: Sequence[TrainingVolume], starts: Sequence[np.ndarray], index: int, stream: int
@@ -194,7 +212,9 @@ class PatchSource:
         wants_foreground = rng.random() < data.foreground
         for _ in range(_TRIES):
             start = _draw_start(rng, starts[which], image.shape, size, data.padding)
-            centre = tuple(min(max(s + p // 2, 0), n - 1) for s, p, n in zip(start, size, image.shape, strict=True))
+            centre = tuple(
+                min(max(s + p // 2, 0), n - 1) for s, p, n in zip(start, size, image.shape, strict=True)
+            )
             if not wants_foreground or image[centre] > 0:
                 break
         patch = cut(image, start, size)
@@ -243,7 +263,9 @@ def _held_out_volumes(volumes: Sequence[TrainingVolume], config: PriorDataSectio
     if len(volumes) < 2:
         if not config.held_out:
             raise DataError(
-                "there is one volume only, and no slab of it is held out", "Name slabs in data.held_out.", code="nothing_left"
+                "there is one volume only, and no slab of it is held out",
+                "Name slabs in data.held_out.",
+                code="nothing_left",
             )
         return set()
     ranked = sorted(volumes, key=lambda v: hashlib.sha256(v.name.encode()).hexdigest())
