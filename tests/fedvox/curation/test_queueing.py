@@ -63,7 +63,7 @@ def test_findings_on_one_structure_add_up_as_independent_evidence():
 def test_priority_is_gain_per_minute():
     found = score_cases([case("c", liver=(10, 10))], [finding("c", "liver", 0.9)])
     pace = Pace(1.0, 4.0)
-    assert found.priority(pace)[0] == pytest.approx(found.gain[0] / (1 + 4 * found.structures[0]))
+    assert found.priority(pace)[0] == pytest.approx(found.gain[0] / (1 + 4 * found.wrong[0]))
 
 
 def test_cases_without_a_finding_are_ordered_by_what_the_consensus_would_change():

@@ -2,8 +2,9 @@
 
 What is usual is the median over the cases of a site, and how far cases stray from it the MAD (scaled to a normal
 distribution's deviation); both hardly move when a tenth of the cases is wrong. Sites are judged apart because slice
-thickness, protocol and the annotators' habits shift every measure; a site of few cases is judged by the whole
-collection.
+thickness, protocol and the annotators' habits shift every measure. Where a label is compared with the proposers, the
+cases of each first proposer are judged apart too: a model that is worse than the others must not make its cases look
+wrong. Groups of few cases are judged by the whole collection.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ Array = np.ndarray[Any, Any]
 _AXES = ("x", "y", "z")
 _TO_DEVIATION = 1.4826  # MAD of a normal distribution -> its standard deviation
 _LEAST_CASES = 8  # below, a collection has no "usual"
+_LEAST_SHARE = 0.01  # of a structure: cases that differ by less are alike
 _MARGIN_MM = 10.0
-_EVERYWHERE = ""  # the whole collection, and cases of no site
+_EVERYWHERE = "", ""  # the whole collection, and cases of no site and no proposer
+_COMPARED = ("claimed", "dice", "doubted")  # numbers that depend on the proposers
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Checker:
     def __init__(self, book: RuleBook, cases: Sequence[CaseFacts]) -> None:
         self.book = book
         self.cases = cases
-        self._spreads: dict[tuple[str, str], dict[str, Spread]] = {}
+        self._spreads: dict[tuple[str, str], dict[tuple[str, str], Spread]] = {}
 
     def findings(self, round: int) -> list[Finding]:
         """All findings, case by case."""
@@ -101,23 +104,33 @@ class Checker:
         return sorted(found, key=lambda finding: -finding.severity)
 
     def spread(
-        self, case: CaseFacts, structure: str, name: str, value: Callable[[CaseFacts], float], least: float
+        self,
+        case: CaseFacts,
+        structure: str,
+        name: str,
+        value: Callable[[CaseFacts], float],
+        least: float,
     ) -> Spread:
-        """What is usual of a number of a structure at a case's site, computed when first asked for."""
+        """What is usual of a number of a structure among cases like this one, computed when first asked for."""
         key = structure, name
+        compared = name.startswith(_COMPARED)
         if key not in self._spreads:
-            self._spreads[key] = self._by_site(value, least)
-        sites = self._spreads[key]
-        return sites.get(case.site, sites[_EVERYWHERE])
+            self._spreads[key] = self._by_group(value, least, compared=compared)
+        groups = self._spreads[key]
+        return next(groups[group] for group in _groups(case, compared) if group in groups)
 
-    def _by_site(self, value: Callable[[CaseFacts], float], least: float) -> dict[str, Spread]:
-        values: dict[str, list[float]] = {_EVERYWHERE: []}
+    def _by_group(
+        self, value: Callable[[CaseFacts], float], least: float, *, compared: bool
+    ) -> dict[tuple[str, str], Spread]:
+        values: dict[tuple[str, str], list[float]] = {_EVERYWHERE: []}
         for case in self.cases:
             number = value(case)
-            values[_EVERYWHERE].append(number)
-            values.setdefault(case.site, []).append(number)
-        found = {site: spread(numbers, least) for site, numbers in values.items()}
-        return {site: one for site, one in found.items() if site == _EVERYWHERE or one.cases >= _LEAST_CASES}
+            for group in dict.fromkeys(_groups(case, compared)):
+                values.setdefault(group, []).append(number)
+        found = {group: spread(numbers, least) for group, numbers in values.items()}
+        return {
+            group: one for group, one in found.items() if group == _EVERYWHERE or one.cases >= _LEAST_CASES
+        }
 
     @cached_property
     def offsets(self) -> dict[tuple[str, str], Array]:
@@ -134,6 +147,13 @@ class Checker:
                     if other != name:
                         gathered.setdefault((name, other), []).append(centre - origin)
         return {key: np.median(values, axis=0) for key, values in gathered.items()}
+
+
+def _groups(case: CaseFacts, compared: bool) -> list[tuple[str, str]]:
+    """The groups that a case may be judged in, the closest first."""
+    if compared:
+        return [(case.site, case.proposer), ("", case.proposer), _EVERYWHERE]
+    return [(case.site, ""), _EVERYWHERE]
 
 
 def _facts(structure: str, read: Callable[[StructureFacts], float]) -> Callable[[CaseFacts], float]:
@@ -206,14 +226,18 @@ def _components(checker: Checker, case: CaseFacts, structure: str, rule: kinds.C
 
 
 def _holes(checker: Checker, case: CaseFacts, structure: str, rule: kinds.Holes) -> _Hit | None:
-    holes = case.structures[structure].holes_mm3
-    if holes <= rule.most_mm3:
+    facts = case.structures[structure]
+    if facts.holes_mm3 <= rule.most_mm3:
         return None
-    usual = checker.spread(case, structure, "holes", _facts(structure, lambda facts: facts.holes_mm3), 1.0)
-    if rule.robust_z is not None and usual.z(holes) < rule.robust_z:
+    share = facts.holes_mm3 / facts.volume_mm3
+    read = _facts(structure, lambda facts: facts.holes_mm3 / facts.volume_mm3)
+    z = checker.spread(case, structure, "holes", read, _LEAST_SHARE).z(share)
+    if rule.robust_z is not None and z < rule.robust_z:
         return None
-    excess = holes / max(rule.most_mm3, 1.0) if rule.robust_z is None else usual.z(holes) / rule.robust_z
-    return _Hit(excess, {"holes_mm3": holes, "most_mm3": rule.most_mm3, "usual_mm3": usual.median})
+    excess = facts.holes_mm3 / max(rule.most_mm3, 1.0) if rule.robust_z is None else z / rule.robust_z
+    return _Hit(
+        excess, {"holes_mm3": facts.holes_mm3, "most_mm3": rule.most_mm3, "share": share, "robust_z": z}
+    )
 
 
 def _gaps(checker: Checker, case: CaseFacts, structure: str, rule: kinds.Gaps) -> _Hit | None:  # noqa: ARG001
@@ -238,16 +262,18 @@ def _overlap(checker: Checker, case: CaseFacts, structure: str, rule: kinds.Over
     def taken(facts: StructureFacts) -> float:
         return sum(facts.claimed_mm3.get(name, 0.0) for name in rule.others)
 
-    volume = taken(case.structures[structure])
+    facts = case.structures[structure]
+    volume = taken(facts)
     if volume <= rule.most_mm3:
         return None
     name = "claimed:" + ",".join(rule.others)
-    usual = checker.spread(case, structure, name, _facts(structure, taken), 1.0)
-    if rule.robust_z is not None and usual.z(volume) < rule.robust_z:
+    read = _facts(structure, lambda facts: taken(facts) / facts.volume_mm3)
+    z = checker.spread(case, structure, name, read, _LEAST_SHARE).z(volume / facts.volume_mm3)
+    if rule.robust_z is not None and z < rule.robust_z:
         return None
-    excess = volume / max(rule.most_mm3, 1.0) if rule.robust_z is None else usual.z(volume) / rule.robust_z
-    claims = {name: round(mm3, 1) for name, mm3 in case.structures[structure].claimed_mm3.items()}
-    return _Hit(excess, {"claimed_mm3": claims, "usual_mm3": usual.median})
+    excess = volume / max(rule.most_mm3, 1.0) if rule.robust_z is None else z / rule.robust_z
+    claimed = {name: round(facts.claimed_mm3.get(name, 0.0), 1) for name in rule.others}
+    return _Hit(excess, {"claimed_mm3": claimed, "most_mm3": rule.most_mm3, "robust_z": z})
 
 
 def _border(checker: Checker, case: CaseFacts, structure: str, rule: kinds.Border) -> _Hit | None:  # noqa: ARG001

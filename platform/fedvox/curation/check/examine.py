@@ -76,6 +76,7 @@ def examine(
     grid = Grid.of(case.spacing_mm, case.affine)
     head = agreed if case.head is None else store.read_mask(store.version(case.case_id, case.head))
     facts = measure_case(store, case, head, agreed, maps.volumes(agreed, len(structures), grid.voxel_mm3))
+    facts = replace(facts, proposer=proposals.sources[0].name)
     volumes = np.bincount(agreed.reshape(-1), minlength=len(structures)) * grid.voxel_mm3
     found = Examined(facts, dict(zip(structures, volumes.tolist(), strict=False)), tuple(versions))
     folder = store.round_folder(round)

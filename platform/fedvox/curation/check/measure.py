@@ -66,6 +66,7 @@ class CaseFacts:
         image_deviation: standard deviation of the image's first channel.
         low_mm: smallest RAS+ coordinate (x, y, z) of the image.
         high_mm: largest.
+        proposer: the first among the proposers, whose opinion weighs most in the consensus.
     """
 
     case_id: str
@@ -75,6 +76,7 @@ class CaseFacts:
     image_deviation: float
     low_mm: tuple[float, float, float]
     high_mm: tuple[float, float, float]
+    proposer: str = ""
 
 
 @dataclass(frozen=True)

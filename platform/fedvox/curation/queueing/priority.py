@@ -6,7 +6,7 @@ consensus gives what would change: W_s mm³ of M_s mm³ that are usual of the st
 
     gain     = Σ_s p_s · min(1, W_s / M_s)        in structures: a small organ counts as much as a large one
     gain_mm3 = Σ_s p_s · W_s                      the same in mm³, for people
-    minutes  = look + P(any wrong) · repair · (structures expected to be wrong)
+    minutes  = look + repair · (P(any wrong) + ¼ · further structures expected to be wrong)
     priority = gain / minutes
 
 `look` and `repair` are the settings' until reviewers have shown how long they take (see `calibration`).
@@ -25,6 +25,8 @@ from fedvox.curation.store import Finding
 
 Array = np.ndarray[Any, Any]
 
+FURTHER = 0.25
+"""Minutes that each further structure of a case takes, as a share of the first: the case is open already."""
 _WRONG_UNSEEN = 0.02  # so that cases without a finding are ordered by what the consensus would change
 
 
@@ -34,7 +36,7 @@ class Pace:
 
     Args:
         look_minutes: to look at a case and accept it.
-        repair_minutes: to repair one structure, on top.
+        repair_minutes: to repair one structure, on top; each further one takes a quarter of it.
     """
 
     look_minutes: float = 0.5
@@ -61,7 +63,9 @@ class Scores:
 
     def minutes(self, pace: Pace) -> Array:
         """Expected minutes of a look at each case."""
-        return pace.look_minutes + pace.repair_minutes * self.structures
+        further = np.maximum(self.structures - self.wrong, 0)
+        minutes: Array = pace.look_minutes + pace.repair_minutes * (self.wrong + FURTHER * further)
+        return minutes
 
     def priority(self, pace: Pace) -> Array:
         """Expected gain per minute of each case."""

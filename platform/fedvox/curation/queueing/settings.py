@@ -23,6 +23,6 @@ class QueueSection(Config):
     look_minutes: float = Field(0.5, gt=0)
     """To look at a case and accept it, until reviewers have shown how long they take."""
     repair_minutes: float = Field(3.0, gt=0)
-    """To repair one structure, on top."""
+    """To repair one structure, on top; each further one of the case takes a quarter of it."""
     order: Literal["priority", "random"] = "priority"
     """`random` ignores what was found: what a curation without checks would do, for comparisons."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fedvox.curation.queueing.priority import FURTHER
 from fedvox.curation.store import LabelStore, QueueItem, Review, Verdict
 from fedvox.data.store import BrickStore
 
@@ -22,7 +23,7 @@ class SimulatedReviewer:
         truth: the brick store of the true labels.
         name: of the reviewer.
         look_s: seconds for a look.
-        repair_s: seconds for a repair of one structure, on top.
+        repair_s: seconds for a repair of one structure, on top; each further one takes a quarter of it.
         misses: share of the wrong labels that the reviewer lets pass.
         seed: of what is missed.
     """
@@ -49,13 +50,16 @@ class SimulatedReviewer:
         right = self._truth(item.case_id)
         wrong = 0 if shown is None else self._wrong_structures(item.case_id, shown, right)
         verdict = Verdict(
-            case.case_id, case.revision, self.name, self.look_s + self.repair_s * wrong, item=item.id,
+            case.case_id, case.revision, self.name, self.look_s + self._repair_s(wrong), item=item.id,
             request_id=f"{self.name}-{item.id}",
         )  # fmt: skip
         rng = np.random.default_rng([self.seed, item.id])
         if shown is None or (wrong and rng.random() >= self.misses):
             return store.edit(verdict, right, parent=shown or 1, tool="simulated")
         return store.accept(verdict, shown)
+
+    def _repair_s(self, wrong: int) -> float:
+        return self.repair_s * (1 + FURTHER * (wrong - 1)) if wrong else 0.0
 
     def _wrong_structures(self, case_id: str, version: int, right: Array) -> int:
         mask = self.store.read_mask(self.store.version(case_id, version))

@@ -8,14 +8,12 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, text
+from sqlalchemy import Connection, Row, insert, select
 
 from fedvox.curation.store import schema
 from fedvox.curation.store.database import Database
 from fedvox.curation.store.records import AuditEntry
 from fedvox.errors import DataError
-
-_ADVISORY_LOCK = 8_430_017  # PostgreSQL: writers of the chain, one at a time
 
 
 def now() -> str:
@@ -33,8 +31,6 @@ def note(connection: Connection, actor: str, action: str, case_id: str = "", **d
         case_id: on which case.
         **details: of the action, as JSON holds them.
     """
-    if connection.dialect.name == "postgresql":
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
     table = schema.audit
     last = connection.execute(
         select(table.c.sequence, table.c.sha256).order_by(table.c.sequence.desc()).limit(1)

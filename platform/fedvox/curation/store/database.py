@@ -6,19 +6,20 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
 
 from fedvox.errors import ConfigError, DataError, StorageError
 
 _WRITE = {"fedvox_write": True}
+_WRITERS = 8_430_017  # PostgreSQL's advisory lock of all writers of a label database
 
 
 class Database:
     """A database, open for short transactions from many threads.
 
-    A write takes the database's write lock at its beginning (SQLite: BEGIN IMMEDIATE), so that what it reads
-    stays true until it commits. A commit is on the disk when it returns.
+    A write takes a lock of all writers at its beginning (SQLite: BEGIN IMMEDIATE; PostgreSQL: an advisory lock), so
+    that what it reads stays true until it commits. A commit is on the disk when it returns.
 
     Args:
         url: as SQLAlchemy has it, without a password.
@@ -59,6 +60,9 @@ class Database:
             self.engine.connect().execution_options(**_WRITE) as connection,
             connection.begin(),
         ):
+            if connection.dialect.name == "postgresql":
+                connection.execute(text(f"SET LOCAL lock_timeout = {int(1000 * self._timeout_s)}"))
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _WRITERS})
             yield connection
 
     @contextlib.contextmanager
@@ -69,8 +73,8 @@ class Database:
             raise self._explain(error) from error
 
     def _explain(self, error: DatabaseError) -> Exception:
-        text = str(error.orig)
-        low = text.lower()
+        said = str(error.orig)
+        low = said.lower()
         if "locked" in low or "lock timeout" in low or "busy" in low:
             return StorageError(
                 f"{self.url}: the label database is locked by another process for more than {self._timeout_s:g} s",
@@ -78,17 +82,17 @@ class Database:
             )
         if "full" in low or "no space" in low or "disk i/o" in low:
             return StorageError(
-                f"{self.url}: the label database cannot grow ({text})",
+                f"{self.url}: the label database cannot grow ({said})",
                 "Free some space on that disk, then repeat; nothing was written.",
             )
         if "readonly" in low or "read-only" in low or "unable to open" in low or "connect" in low:
             return StorageError(
-                f"{self.url}: the label database cannot be opened for this ({text})",
+                f"{self.url}: the label database cannot be opened for this ({said})",
                 "Check that the path or server exists and that this user may write to it.",
             )
         if "not a database" in low or "malformed" in low or "no such table" in low:
             return DataError(
-                f"{self.url}: is no label database, or a damaged one ({text})",
+                f"{self.url}: is no label database, or a damaged one ({said})",
                 "Name the folder of a label store, or restore the database from a copy.",
                 code="damaged_store",
             )
@@ -98,7 +102,7 @@ class Database:
 def _engine(url: str, timeout_s: float) -> Engine:
     try:
         parsed = make_url(url)
-        if parsed.password is not None:
+        if parsed.password:
             raise ConfigError(
                 "the database URL carries a password",
                 "Leave it out, and give it as PGPASSWORD or in ~/.pgpass.",
