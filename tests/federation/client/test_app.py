@@ -193,28 +193,41 @@ def test_a_server_cannot_make_a_clinic_fetch_weights_from_an_address(make_config
         real_clinic(config, ClinicConfig(**yaml.safe_load(own_file.read_text())))
 
 
+def ordered(ask, app, own_file, overrides, rounds):
+    """What a clinic answers to rounds of a run with overrides of the server's."""
+    run_config = {"config": "study.yaml", "set": overrides}
+    config = from_run_config(run_config, app)
+    model = build(config).federated
+    for number in rounds:
+        order = RoundOrder(config.name, number, config.rounds, config.sha256, model.base_sha256)
+        content = encode_order(order, model.arrays())
+        yield ask({"clinic": str(own_file)}, run_config=run_config, content=content)
+
+
+def test_a_run_under_another_name_goes_on_with_the_same_budget(ask, app, own_file, tmp_path):
+    approve(tmp_path / "own" / "approved-bundles.json", app, by="test")
+    first = list(ordered(ask, app, own_file, "name=one privacy.policy.name=uniform", (1, 2)))
+    (second,) = ordered(ask, app, own_file, "name=two privacy.policy.name=uniform", (1,))
+    assert [reply.refusal for reply in (*first, second)] == [None, None, Refusal.BUDGET_EXHAUSTED]
+    account = PrivacyLedger(tmp_path / "own" / "ledger").account()
+    assert {one.run for one in account.reservations.values()} == {"one"}
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
         "privacy.epsilon=1000",
         "privacy.delta=0.05 privacy.epsilon=100",
-        "rounds=100000 privacy.epsilon=500",
+        "rounds=1000 privacy.epsilon=500",
         "privacy.clipping_norm=1e6 privacy.epsilon=1000",
         "privacy.largest_sample_rate=1.0 privacy.expected_batch=100 privacy.epsilon=1000",
-        "name=another privacy.epsilon=1000",
         f"'privacy.policy={{name: none, options: {{acknowledge: {NO_PRIVACY}}}}}'",
     ],
 )
 def test_whatever_a_server_orders_the_clinics_budget_holds(ask, app, own_file, overrides, tmp_path):
     """The overrides of a run are the server's own; the clinic's ledger is not."""
     approve(tmp_path / "own" / "approved-bundles.json", app, by="test")
-    run_config = {"config": "study.yaml", "set": overrides}
-    config = from_run_config(run_config, app)
-    model = build(config).federated
-    for number in (1, 2, 1, 2):
-        order = RoundOrder(config.name, number, config.rounds, config.sha256, model.base_sha256)
-        content = encode_order(order, model.arrays())
-        reply = ask({"clinic": str(own_file)}, run_config=run_config, content=content)
+    for reply in ordered(ask, app, own_file, overrides, (1, 2, 1, 2)):
         assert reply.refusal is not None or reply.epsilon_spent <= 8.0
     ledger = tmp_path / "own" / "ledger"
     if ledger.exists():
