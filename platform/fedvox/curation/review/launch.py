@@ -10,9 +10,13 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from fedvox.curation.store import LabelStore
 from fedvox.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fedvox.curation.review.guard import Guard
 
 LOOPBACK = "127.0.0.1"
 
@@ -76,25 +80,12 @@ def serve(store: LabelStore, address: Address, *, person: str | None, role: str,
     listener = bind(address)
     try:
         origin = _origin(address, listener)
+        app = create_app(store, origin=origin, lease_s=lease_s)
+        config = _configured(uvicorn, app, address)
         token = _admit(store, person, role)
         sys.stdout.write(f"{origin}/{'' if token is None else f'?token={token}'}\n")
         sys.stdout.flush()
         sys.stderr.write(f"Review page of {store.name}. Stop with Ctrl+C.\n")
-        # The access log would hold the token; nothing here needs it.
-        config = uvicorn.Config(
-            create_app(store, origin=origin, lease_s=lease_s),
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            ssl_certfile=address.certificate,
-            ssl_keyfile=address.key,
-        )
-        try:
-            config.load()
-        except (ssl.SSLError, OSError) as error:
-            raise ConfigError(
-                f"--certificate {address.certificate}: {error}", "Give a PEM file and its key."
-            ) from error
         uvicorn.Server(config).run(sockets=[listener])
     finally:
         listener.close()
@@ -120,6 +111,26 @@ def bind(address: Address) -> socket.socket:
         ) from None
     listener.listen(64)
     return listener
+
+
+def _configured(uvicorn: ModuleType, app: Guard, address: Address) -> Any:
+    """Uvicorn's configuration, loaded: what is wrong with a certificate is told before anybody is admitted."""
+    # The access log would hold the token; nothing here needs it.
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        ssl_certfile=address.certificate,
+        ssl_keyfile=address.key,
+    )
+    try:
+        config.load()
+    except (ssl.SSLError, OSError) as error:
+        raise ConfigError(
+            f"--certificate {address.certificate}: {error}", "Give a PEM file and its key."
+        ) from error
+    return config
 
 
 def _origin(address: Address, listener: socket.socket) -> str:

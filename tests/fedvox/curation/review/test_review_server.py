@@ -11,7 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from fedvox.curation.review.app import create_app
-from fedvox.curation.review.launch import Address, bind
+from fedvox.curation.review.launch import Address, bind, serve
 from fedvox.curation.store import Finding, NewItem, Verdict
 from fedvox.errors import ConfigError
 
@@ -473,3 +473,18 @@ def test_it_is_served_on_loopback_unless_it_is_encrypted(tmp_path, fields, words
 def test_a_taken_port_is_told():
     with bind(Address()) as taken, pytest.raises(ConfigError, match="port"):
         bind(Address(port=taken.getsockname()[1]))
+
+
+def test_a_certificate_that_is_none_is_told_before_anybody_is_admitted(collection, tmp_path, capsys):
+    junk = tmp_path / "junk.pem"
+    junk.write_text("junk")
+    address = Address(certificate=junk, key=junk)
+    with pytest.raises(ConfigError, match=r"junk\.pem"):
+        serve(collection.store, address, person="Eve", role="reader", lease_s=60)
+    assert collection.store.people.all() == []
+    assert capsys.readouterr().out == ""
+
+
+def test_a_page_that_nobody_may_open_is_not_served(collection):
+    with pytest.raises(ConfigError, match="nobody is admitted"):
+        serve(collection.store, Address(), person=None, role="reviewer", lease_s=60)
