@@ -18,6 +18,7 @@ from fedvox.training.config import require_lasting
 
 if TYPE_CHECKING:
     from fedvox.tracking.segmenters import Segmenter
+    from fedvox.tracking.table import Reading
 
 _SPACES = ("voxel-zyx", "voxel-xyz", "world-ras")
 _STAGES = ("rigid", "affine", "deformable")
@@ -30,6 +31,21 @@ _Model = Annotated[
 _Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for maps, tables and report.")]
 _Nodes = Annotated[
     list[int] | None, typer.Option("--node", help="Id of a lesion that is a lymph node (repeatable).")
+]
+_Organs = Annotated[
+    list[str] | None,
+    typer.Option("--organ", help="ID=NAME: the organ of a lesion, for two targets an organ (repeatable)."),
+]
+_NonTargets = Annotated[
+    list[int] | None, typer.Option("--non-target", help="Id of a lesion that is no target (repeatable).")
+]
+_Progressed = Annotated[
+    list[int] | None,
+    typer.Option("--progressed", help="Scan on which non-target disease has progressed (repeatable)."),
+]
+_NotEvaluable = Annotated[
+    list[str] | None,
+    typer.Option("--not-evaluable", help="ID@SCAN: a lesion that cannot be measured there (repeatable)."),
 ]
 _DicomSeg = Annotated[
     bool, typer.Option("--dicom-seg", help="Also write DICOM segmentation objects (DICOM input).")
@@ -61,6 +77,7 @@ def segment(
         fedvox lesion segment -i series/ -p clicks.json --space world-ras -o out --dicom-seg
     """
     from fedvox.tracking.run import segment_image
+    from fedvox.tracking.table import Reading
 
     found = segment_image(
         image,
@@ -70,7 +87,7 @@ def segment(
         method=model or method,
         space=_one_of("--space", space, _SPACES),
         labels=_one_of("--labels", labels, ("instance", "binary")),
-        nodes=node or (),
+        reading=Reading(nodes=node or ()),
         dicom_seg=dicom_seg,
     )
     _tell(found, output, as_json)
@@ -97,6 +114,10 @@ def track(
         int | None, typer.Option(help="Do one scan of a finished series again, by itself.")
     ] = None,
     node: _Nodes = None,
+    organ: _Organs = None,
+    non_target: _NonTargets = None,
+    progressed: _Progressed = None,
+    not_evaluable: _NotEvaluable = None,
     dicom_seg: _DicomSeg = False,
     as_json: _Json = False,
 ) -> None:
@@ -117,7 +138,7 @@ def track(
         detect=detect,
         stage=_one_of("--stage", stage, _STAGES),
         accept_poor_registration=accept_poor_registration,
-        nodes=node or (),
+        reading=_reading(node, organ, non_target, progressed, not_evaluable),
         dicom_seg=dicom_seg,
     )
     segmenter = _segmenter(method, model)
@@ -139,16 +160,23 @@ def table(
     series: Annotated[Path, typer.Option("--series", "-s", help="JSON of scans that all have a mask.")],
     output: _Output,
     node: _Nodes = None,
+    organ: _Organs = None,
+    non_target: _NonTargets = None,
+    progressed: _Progressed = None,
+    not_evaluable: _NotEvaluable = None,
     as_json: _Json = False,
 ) -> None:
     """Measures masks that exist, in which the same id is the same lesion: tables, RECIST 1.1, report.
 
     Examples:
         fedvox lesion table -s patient_001/series.json -o out
+
+        fedvox lesion table -s series.json -o out --organ 1=liver --organ 2=liver --non-target 3 --not-evaluable 1@2
     """
     from fedvox.tracking.run import measure_series
 
-    _tell(measure_series(series, output, nodes=node or ()), output, as_json)
+    reading = _reading(node, organ, non_target, progressed, not_evaluable)
+    _tell(measure_series(series, output, reading=reading), output, as_json)
 
 
 def simulate(
@@ -251,6 +279,36 @@ def _segmenter(method: str, model: str | None) -> Segmenter:
     from fedvox.tracking.segmenters import build_segmenter
 
     return build_segmenter(method)
+
+
+def _reading(
+    nodes: list[int] | None,
+    organs: list[str] | None,
+    non_targets: list[int] | None,
+    progressed: list[int] | None,
+    not_evaluable: list[str] | None,
+) -> Reading:
+    from fedvox.tracking.table import Reading
+
+    names = [_pair("--organ", text, "=") for text in organs or ()]
+    places = [_pair("--not-evaluable", text, "@") for text in not_evaluable or ()]
+    for _, scan in places:
+        if not scan.isdigit():
+            raise ConfigError(f"--not-evaluable: {scan!r} is no scan", "Write ID@SCAN, for example 3@2.")
+    return Reading(
+        nodes or (),
+        dict(names),
+        non_targets or (),
+        progressed or (),
+        [(lesion, int(scan)) for lesion, scan in places],
+    )
+
+
+def _pair(option: str, text: str, sign: str) -> tuple[int, str]:
+    lesion, found, rest = text.partition(sign)
+    if not found or not lesion.strip().isdigit() or not rest.strip():
+        raise ConfigError(f"{option} {text!r} is not understood", f"Write ID{sign}…, for example 3{sign}2.")
+    return int(lesion), rest.strip()
 
 
 def _one_of(option: str, value: str | None, known: tuple[str, ...]) -> Any:

@@ -7,7 +7,7 @@
     patches             the patch around a lesion that a network sees
     network             any registered backbone with prompt channels, as a segmenter; pretrained weights
     walker              where a random walker from the marks would go: what networks are shown, and start from
-    examples, pool      lesions to learn from: of brick stores (store_lesions), simulated (simulated_examples), in memory
+    examples, pool      lesions to learn from: of stores (store_lesions), simulated (simulated_examples), in memory
     training            a sample a lesion, prompted and corrected by a simulated reader, on one scan or through two
     lesion_training     the training on the shell that all trainings share; config has its settings
 

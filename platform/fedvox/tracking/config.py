@@ -82,7 +82,7 @@ class PromptSection(Config):
     """all: segment every lesion in sight, whatever is marked."""
     radius_mm: float = Field(4.0, gt=0)
     """Of a click."""
-    prior: float = Field(4.0, ge=0)
+    prior: float = Field(1.0, ge=0)
     """Weight of the random walker's answer in the network's, in logits; see `fedvox.tracking.network.with_prior`."""
 
 

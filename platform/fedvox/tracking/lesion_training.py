@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from fedvox.errors import CheckpointError, ConfigError, StorageError
 from fedvox.models.backbone import Backbone
-from fedvox.tracking.config import LesionConfig, PromptKind
-from fedvox.tracking.examples import Example, ExampleSource
+from fedvox.tracking.config import LesionConfig
+from fedvox.tracking.examples import ExampleSource
+from fedvox.tracking.held_out import held_out_dice
 from fedvox.tracking.network import (
     STRUCTURES,
     NetworkSegmenter,
@@ -31,9 +31,7 @@ from fedvox.tracking.network import (
 )
 from fedvox.tracking.patches import PatchPlan
 from fedvox.tracking.pool import open_pool
-from fedvox.tracking.prompt_simulation import simulate_prompt
-from fedvox.tracking.prompts import Mask, PromptEncoding
-from fedvox.tracking.segmenters import Request
+from fedvox.tracking.prompts import PromptEncoding
 from fedvox.tracking.training import (
     FollowUpSample,
     Sample,
@@ -41,7 +39,6 @@ from fedvox.tracking.training import (
     draw_follow_up,
     draw_sample,
     follow_up_loss,
-    on_grid,
     prompt_loss,
     stream,
 )
@@ -338,7 +335,7 @@ class _LesionLoop(TrainingLoop[LesionSession, LesionResult]):
     def validate(self, *, counts: bool = True) -> None:
         session, progress = self.session, self.session.progress
         self.status("validation")
-        self.scores = held_out_dice(session)
+        self.scores = self._held_out_dice()
         progress.validated_at = progress.step
         if counts:
             share, dice = session.config.validation.ema, self.scores["dice"]
@@ -347,6 +344,14 @@ class _LesionLoop(TrainingLoop[LesionSession, LesionResult]):
         if session.metrics is not None:
             session.metrics.write("validation", progress.step, {**self.scores, "ema_dice": progress.ema_dice})
         self.report({"step": progress.step, **self.scores})
+
+    def _held_out_dice(self) -> dict[str, float]:
+        session, config = self.session, self.session.config
+        segment = NetworkSegmenter(session.network, session.plan, session.world.device, mirror=False)
+        session.network.eval()
+        found = held_out_dice(segment, session.source, config.prompts, config.validation.lesions)
+        session.network.train()
+        return found
 
     def release(self, folder: str) -> None:
         session, config = self.session, self.session.config
@@ -372,56 +377,3 @@ class _LesionLoop(TrainingLoop[LesionSession, LesionResult]):
 
     def result(self) -> LesionResult:
         return LesionResult(self.session.progress.step, self.scores or {})
-
-
-# ---- judging ------------------------------------------------------------------------------------------------
-
-
-def held_out_dice(session: LesionSession) -> dict[str, float]:
-    """Mean Dice of held-out lesions: `dice` of all, `dice/KIND` of each prompt, `dice/follow-up` on a later scan.
-
-    A vanished lesion of which nothing is said has a Dice of 1.
-    """
-    config = session.config
-    segment = NetworkSegmenter(session.network, session.plan, session.world.device)
-    was_training = session.network.training
-    session.network.eval()
-    found: dict[str, list[float]] = {}
-    for index in range(config.validation.lesions):
-        kind = config.prompts.kinds[index % len(config.prompts.kinds)]
-        example = session.source.held_out(index)
-        rng = stream(0, index, 0)
-        for name, value in _judged(segment, example, kind, rng, everything=config.prompts.target == "all"):
-            found.setdefault(name, []).append(value)
-    session.network.train(was_training)
-    means = {f"dice/{name}": float(np.mean(values)) for name, values in sorted(found.items())}
-    return {"dice": float(np.mean([v for values in found.values() for v in values])), **means}
-
-
-def _judged(
-    segment: NetworkSegmenter,
-    example: Example,
-    kind: PromptKind,
-    rng: np.random.Generator,
-    *,
-    everything: bool,
-) -> Iterator[tuple[str, float]]:
-    scan, later = example.scan, example.later
-    lesion = np.asarray(scan.lesions == example.lesion)
-    prompt = simulate_prompt(lesion, kind, scan.spacing_mm, rng)
-    said = segment(Request(scan.image, scan.spacing_mm, (prompt,)))
-    truth = np.asarray(scan.lesions > 0) if everything else lesion
-    yield kind, _dice(said, truth)
-    if later is None:
-        return
-    carried = on_grid(said, later.scan)
-    if not carried.any():
-        yield "follow-up", float(not later.lesion.any())
-        return
-    said = segment(Request(later.scan.image, later.scan.spacing_mm, (Mask(carried),)))
-    yield "follow-up", _dice(said, np.asarray(later.scan.lesions > 0) if everything else later.lesion)
-
-
-def _dice(a: np.ndarray, b: np.ndarray) -> float:
-    total = int(np.count_nonzero(a)) + int(np.count_nonzero(b))
-    return 2 * int(np.count_nonzero(a & b)) / total if total else 1.0

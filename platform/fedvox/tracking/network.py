@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -117,19 +118,27 @@ class NetworkSegmenter:
         network: of `promptable`, in evaluation mode on `device`.
         plan: patches as in training.
         device: where it runs.
+        mirror: ask eight times, mirrored along all axes, and take the mean.
     """
 
     network: nn.Module
     plan: PatchPlan
     device: torch.device | str = "cpu"
+    mirror: bool = True
 
     @torch.inference_mode()
     def __call__(self, request: Request) -> npt.NDArray[np.bool_]:
         """The lesion's mask, bool (D, H, W)."""
         patch = Patch.around(request.prompts, request.image.shape, request.spacing_mm, self.plan)
         seen = torch.from_numpy(patch.seen(request.image, request.prompts)).to(self.device)[None]
-        logits = with_prior(self.network(seen), seen, self.plan.encoding)
-        return patch.whole(lesion_probability(logits)[0, 0].cpu().numpy())
+        flips = list(product((False, True), repeat=3)) if self.mirror else [(False, False, False)]
+        axes = [[2 + a for a, flipped in enumerate(flip) if flipped] for flip in flips]
+        views = torch.cat([seen.flip(a) for a in axes])
+        said = lesion_probability(with_prior(self.network(views), views, self.plan.encoding))
+        mean = torch.stack(
+            [p.flip([a - 1 for a in flipped]) for p, flipped in zip(said, axes, strict=True)]
+        ).mean(0)
+        return patch.whole(mean[0].cpu().numpy())
 
 
 def write_segmenter(

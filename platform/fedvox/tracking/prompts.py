@@ -131,7 +131,7 @@ class PromptEncoding:
     radius_mm: float = 4.0
     decay: float = 0.9
     dense: bool = True
-    prior: float = 4.0
+    prior: float = 1.0
 
     def __post_init__(self) -> None:
         if self.radius_mm <= 0 or not 0 < self.decay <= 1 or self.point not in ("ball", "gaussian"):

@@ -8,30 +8,29 @@ OUT/states/                   what a scan needs of its neighbour to be done agai
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from fedvox.benchmark.volumes import write_json, write_text
+from fedvox import __version__
+from fedvox.benchmark.volumes import write_text
 from fedvox.data.geometry import Volume
 from fedvox.data.readers import read_volume
 from fedvox.errors import ConfigError, DataError
-from fedvox.inference.nifti_out import source_header, write_labels
-from fedvox.storage import locate
-from fedvox.tracking.events import Event
 from fedvox.tracking.observers import prompted
 from fedvox.tracking.prompt_files import CoordinateSpace, LabelKind, masks_of, read_prompts
 from fedvox.tracking.prompts import Mask, Prompt
 from fedvox.tracking.qc_page import qc_page
-from fedvox.tracking.registration import Quality, QualityGate, RegistrationConfig, Stage
+from fedvox.tracking.registration import QualityGate, RegistrationConfig, Stage
 from fedvox.tracking.segmenters import Request, Segmenter, unprompted
 from fedvox.tracking.series import Series, read_scans, read_series
-from fedvox.tracking.table import LesionTable, lesion_table, write_tables
+from fedvox.tracking.state_files import read_state, write_map, write_state
+from fedvox.tracking.step_cache import StepCache
+from fedvox.tracking.table import NOTHING_SAID, LesionTable, Reading, lesion_table, write_tables
 from fedvox.tracking.track import Anchor, Tracker, TrackState, step, track
 
 Labels = npt.NDArray[np.integer[Any]]
@@ -47,7 +46,7 @@ class TrackOptions:
         detect: look for new lesions without a prompt.
         stage: of registration.
         accept_poor_registration: follow scans that the quality gate would refuse.
-        nodes: ids of lymph nodes.
+        reading: what a reader says of the lesions.
         dicom_seg: write DICOM segmentation objects too.
     """
 
@@ -56,15 +55,21 @@ class TrackOptions:
     detect: bool = False
     stage: Stage = "deformable"
     accept_poor_registration: bool = False
-    nodes: Collection[int] = ()
+    reading: Reading = field(default_factory=Reading)
     dicom_seg: bool = False
 
-    def tracker(self, segment: Segmenter) -> Tracker:
-        """As the library wants it."""
+    def tracker(self, segment: Segmenter, cache: StepCache | None = None) -> Tracker:
+        """As the library wants it.
+
+        Args:
+            segment: the method.
+            cache: of steps that were done already.
+        """
         return Tracker(
             prompted(segment, detect=unprompted if self.detect else None),
             registration=RegistrationConfig(stage=self.stage),
             gate=None if self.accept_poor_registration else QualityGate(),
+            cache=cache,
         )
 
 
@@ -100,7 +105,7 @@ def segment_image(
     method: str,
     space: CoordinateSpace | None = None,
     labels: LabelKind = "instance",
-    nodes: Collection[int] = (),
+    reading: Reading = NOTHING_SAID,
     dicom_seg: bool = False,
 ) -> dict[str, Any]:
     """Segments the marked lesions of one image.
@@ -113,7 +118,7 @@ def segment_image(
         method: its name.
         space: see `read_prompts`.
         labels: see `read_prompts`.
-        nodes: ids of lymph nodes.
+        reading: what a reader says of the lesions.
         dicom_seg: write a DICOM segmentation object too.
 
     Returns:
@@ -126,7 +131,7 @@ def segment_image(
     prompts = read_prompts(prompts_uri, image, space=space, labels=labels)
     found = segment_prompts(segment, image, prompts)
     series = Series.model_validate({"patient": "", "scans": [{"image": image_uri, "day": 0}]})
-    table = lesion_table([found], [image], [0.0], nodes=nodes)
+    table = lesion_table([found], [image], [0.0], reading=reading)
     _write_scan(output, 0, found, image, algorithm=method, dicom_seg=dicom_seg)
     _write_report(output, series, [image], [found], table, method, [])
     missing = sorted(set(prompts) - {row.lesion for row in table.rows})
@@ -142,7 +147,7 @@ def track_series(
     method: str,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Follows the lesions of a series, and writes everything.
+    """Follows the lesions of a series, and writes everything. Cut short and started again, it goes on.
 
     Args:
         path: of the series (see `fedvox.tracking.series`).
@@ -162,11 +167,17 @@ def track_series(
     series = read_series(path)
     scans = read_scans(series)
     anchors = _anchors(series, scans, segment, options)
-    states = track(scans, anchors, options.tracker(segment), on_step=on_step)
+    given = (options.detect, options.stage, options.accept_poor_registration)
+    cache = StepCache(
+        output / "states" / "unfinished", f"{__version__} {method} {_fingerprint(method)} {given}"
+    )
+    states = track(scans, anchors, options.tracker(segment, cache), on_step=on_step)
     for index, (state, scan) in enumerate(zip(states, scans, strict=True)):
         _write_scan(output, index, state.lesions, scan, algorithm=method, dicom_seg=options.dicom_seg)
-        _write_state(output, index, state, scan)
-    return _finish(output, series, scans, states, options, method)
+        write_state(output, index, state, scan)
+    found = _finish(output, series, scans, states, options, method)
+    cache.clear()
+    return found
 
 
 def track_one(
@@ -187,7 +198,7 @@ def track_one(
     """
     series = read_series(path)
     scans = read_scans(series)
-    states = [_read_state(output, i, scan) for i, scan in enumerate(scans)]
+    states = [read_state(output, i, scan) for i, scan in enumerate(scans)]
     if not 0 <= index < len(scans) or states[index].direction == "marked":
         raise ConfigError(
             f"--only {index}: the series has {len(scans)} scans, and those that a reader marked are not computed",
@@ -207,17 +218,17 @@ def track_one(
     _write_scan(
         output, index, states[index].lesions, scans[index], algorithm=method, dicom_seg=options.dicom_seg
     )
-    _write_state(output, index, states[index], scans[index])
+    write_state(output, index, states[index], scans[index])
     return _finish(output, series, scans, states, options, method)
 
 
-def measure_series(path: Path, output: Path, *, nodes: Collection[int] = ()) -> dict[str, Any]:
+def measure_series(path: Path, output: Path, *, reading: Reading = NOTHING_SAID) -> dict[str, Any]:
     """Tables and page of a series whose masks exist, with the same id for the same lesion.
 
     Args:
         path: of the series; every scan has a mask.
         output: folder.
-        nodes: ids of lymph nodes.
+        reading: what a reader says of the lesions.
 
     Raises:
         ConfigError: a scan has no mask.
@@ -230,9 +241,16 @@ def measure_series(path: Path, output: Path, *, nodes: Collection[int] = ()) -> 
         if scan.mask is None:
             raise ConfigError(f"{path}: {scan.image} has no mask", "Add one, or use `fedvox lesion track`.")
         found.append(_labels_of(read_volume(scan.mask), image))
-    table = lesion_table(found, scans, series.days(), nodes=nodes)
+    table = lesion_table(found, scans, series.days(), reading=reading)
     _write_report(output, series, scans, found, table, "given masks", [])
     return _summary(output, table)
+
+
+def _fingerprint(method: str) -> str:
+    """Of a network in a local folder: another one in the same place is another method."""
+    folder = Path(method)
+    files = sorted(folder.glob("*")) if folder.is_dir() else []
+    return " ".join(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)
 
 
 # ---- parts ---------------------------------------------------------------------------------------------------
@@ -288,7 +306,7 @@ def _finish(
 ) -> dict[str, Any]:
     labels = [state.lesions for state in states]
     forward = [state.events if state.direction == "forward" else () for state in states]
-    table = lesion_table(labels, scans, series.days(), events=forward, nodes=options.nodes)
+    table = lesion_table(labels, scans, series.days(), events=forward, reading=options.reading)
     fits = [
         f"scan {i}: overlap {s.quality.overlap:.3f}, correlation {s.quality.correlation:.2f}, "
         f"deformation {s.quality.residual_mm:.1f} mm"
@@ -332,51 +350,8 @@ def _write_report(
 def _write_scan(
     output: Path, index: int, labels: Labels, scan: Volume, *, algorithm: str, dicom_seg: bool
 ) -> None:
-    _write_map(labels, scan, output / f"scan_{index:02d}_lesions.nii.gz")
+    write_map(labels, scan, output / f"scan_{index:02d}_lesions.nii.gz")
     if dicom_seg and labels.any():
         from fedvox.tracking.dicom_seg import write_dicom_seg  # highdicom takes seconds to import
 
         write_dicom_seg(labels, scan, output / f"scan_{index:02d}_lesions.dcm", algorithm=algorithm)
-
-
-def _write_map(labels: Labels, scan: Volume, path: Path) -> None:
-    kept = labels.astype(np.uint16)
-    write_labels(kept, scan.geometry, source_header(scan.path, scan.geometry), locate(str(path)))
-
-
-def _write_state(output: Path, index: int, state: TrackState, scan: Volume) -> None:
-    folder = output / "states"
-    _write_map(state.dormant, scan, folder / f"scan_{index:02d}_dormant.nii.gz")
-    write_json(
-        folder / f"scan_{index:02d}.json",
-        {
-            "next_id": state.next_id,
-            "direction": state.direction,
-            "events": [asdict(event) for event in state.events],
-            "quality": None if state.quality is None else asdict(state.quality),
-        },
-    )
-
-
-def _read_state(output: Path, index: int, scan: Volume) -> TrackState:
-    path = output / "states" / f"scan_{index:02d}.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        quality = content["quality"]
-        maps = [
-            output / f"scan_{index:02d}_lesions.nii.gz",
-            path.with_name(f"scan_{index:02d}_dormant.nii.gz"),
-        ]
-        lesions, dormant = (read_volume(str(m)).data[0].astype(np.uint16) for m in maps)
-        return TrackState(
-            lesions,
-            dormant,
-            int(content["next_id"]),
-            tuple(Event(**event) for event in content["events"]),
-            content["direction"],
-            None if quality is None else Quality(**quality),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{path} is no state of {scan.path}: {error!r}", "Run the whole series first."
-        ) from error

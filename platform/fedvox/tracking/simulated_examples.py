@@ -20,8 +20,9 @@ from fedvox.data.resample import resample_label
 from fedvox.data.simulated_scanner import Acquisition, Head, deformed_grid, scan, with_spacing
 from fedvox.tracking.config import SyntheticSection
 from fedvox.tracking.examples import HELD_OUT_SEED, Example, Later, TrainingScan
+from fedvox.tracking.lesion_scan import LesionScan
 from fedvox.tracking.lesion_types import LESION_TYPES, LesionType, lesion_type
-from fedvox.tracking.synthetic import Change, LesionScan, NewLesion, follow_up, insert_lesion
+from fedvox.tracking.synthetic import Change, NewLesion, follow_up, insert_lesion
 from fedvox.tracking.synthetic_series import SeriesOptions, patient_anatomy
 
 Size3 = tuple[int, int, int]

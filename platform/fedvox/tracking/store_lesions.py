@@ -20,8 +20,8 @@ from fedvox.data.store import BrickStore
 from fedvox.errors import ConfigError, DataError
 from fedvox.tracking.config import StoreSection
 from fedvox.tracking.examples import Example, TrainingScan
+from fedvox.tracking.lesion_scan import LesionScan
 from fedvox.tracking.simulated_examples import later_of
-from fedvox.tracking.synthetic import LesionScan
 from fedvox.training.config import expand
 
 Size3 = tuple[int, int, int]

@@ -24,47 +24,23 @@ from scipy.ndimage import binary_dilation, distance_transform_edt, gaussian_filt
 
 from fedvox.data.simulated_scanner import smooth_field
 from fedvox.errors import ConfigError
+from fedvox.tracking.lesion_scan import (
+    BoolVolume,
+    FloatVolume,
+    LesionScan,
+    box_around,
+    cut_out,
+    field_knots,
+    level_mm,
+    pasted,
+)
 from fedvox.tracking.lesion_types import LesionType, lesion_type, paint
-
-FloatVolume = npt.NDArray[np.float32]
-BoolVolume = npt.NDArray[np.bool_]
-Box3 = tuple[slice, slice, slice]
 
 _ANY = np.ones((3, 3, 3), dtype=bool)
 _NECROTIC = 0.3  # of healthy tissue's level
 _UNEVEN = 0.2  # by how much the speed of growth varies from place to place
-_KNOT_MM = 12.0
 _APART_MM = 6.0  # least gap between a new lesion and the others
 _TRIES = 200
-
-
-@dataclass(frozen=True, eq=False)
-class LesionScan:
-    """An anatomy with its lesions, before a scanner sees it.
-
-    Args:
-        image: (D, H, W) float32, healthy tissue near 1 at its brightest.
-        lesions: (D, H, W) uint16, 0 is healthy, otherwise the lesion's id.
-        tissue: bool (D, H, W), where lesions may be.
-        spacing_mm: (D, H, W).
-        origin_mm: (x, y, z) of the first voxel's centre, RAS+.
-    """
-
-    image: FloatVolume
-    lesions: npt.NDArray[np.uint16]
-    tissue: BoolVolume
-    spacing_mm: tuple[float, float, float]
-    origin_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
-
-    @property
-    def ids(self) -> list[int]:
-        """Of the lesions that are present."""
-        return [int(i) for i in np.unique(self.lesions) if i]
-
-    @property
-    def voxel_mm3(self) -> float:
-        """Volume of a voxel."""
-        return float(np.prod(self.spacing_mm))
 
 
 @dataclass(frozen=True)
@@ -181,17 +157,17 @@ def _changed(scan: LesionScan, lesion: int, change: Change, rng: np.random.Gener
     wanted = round(change.volume * np.count_nonzero(mask))
     if wanted == 0:
         return _without(scan, mask, rng)
-    box = _around(mask, scan.spacing_mm, _reach_mm(mask, wanted, scan.spacing_mm))
-    part = _cut(scan, box)
+    box = box_around(mask, scan.spacing_mm, _reach_mm(mask, wanted, scan.spacing_mm))
+    part = cut_out(scan, box)
     part = _resized(part, lesion, wanted, rng)
     part = _relit(part, lesion, change)
-    return _pasted(scan, part, box)
+    return pasted(scan, part, box)
 
 
 def _resized(scan: LesionScan, lesion: int, wanted: int, rng: np.random.Generator) -> LesionScan:
     mask = scan.lesions == lesion
-    level = _level(mask, scan.spacing_mm)
-    knots = _knots(mask.shape, scan.spacing_mm)
+    level = level_mm(mask, scan.spacing_mm)
+    knots = field_knots(mask.shape, scan.spacing_mm)
     uneven = np.exp(_UNEVEN * smooth_field(mask.shape, knots, rng))
     level = np.where(mask, level, level * uneven)  # the sign stays
     if wanted == np.count_nonzero(mask):
@@ -240,7 +216,7 @@ def _relit(scan: LesionScan, lesion: int, change: Change) -> LesionScan:
         scan.image - around
     )
     if change.necrosis:
-        depth = -_level(mask, scan.spacing_mm)
+        depth = -level_mm(mask, scan.spacing_mm)
         inside = np.flatnonzero(mask)
         count = round(change.necrosis * inside.size)
         core = np.zeros(mask.size, dtype=np.float32)
@@ -252,8 +228,8 @@ def _relit(scan: LesionScan, lesion: int, change: Change) -> LesionScan:
 
 def _without(scan: LesionScan, mask: BoolVolume, rng: np.random.Generator) -> LesionScan:
     """Healthy tissue in place of a lesion: the average of what is around, with its texture."""
-    box = _around(mask, scan.spacing_mm, 15.0)
-    part, gone = _cut(scan, box), mask[box]
+    box = box_around(mask, scan.spacing_mm, 15.0)
+    part, gone = cut_out(scan, box), mask[box]
     healthy = (part.tissue & (part.lesions == 0)).astype(np.float32)
     sigma = [5.0 / s for s in scan.spacing_mm]
     weight = np.maximum(gaussian_filter(healthy, sigma), 1e-6)
@@ -265,7 +241,7 @@ def _without(scan: LesionScan, mask: BoolVolume, rng: np.random.Generator) -> Le
     edge = np.where(part.tissue & ((part.lesions == 0) | gone), edge, 0)
     image = part.image + edge * (average + texture - part.image)
     lesions = np.where(gone, 0, part.lesions).astype(np.uint16)
-    return _pasted(scan, replace(part, image=image.astype(np.float32), lesions=lesions), box)
+    return pasted(scan, replace(part, image=image.astype(np.float32), lesions=lesions), box)
 
 
 # ---- new, split and merged -----------------------------------------------------------------------------------
@@ -292,16 +268,16 @@ def insert_lesion(
         return scan, False
     seed = np.zeros(scan.image.shape, dtype=bool)
     seed[middle] = True
-    box = _around(seed, scan.spacing_mm, 3 * radius)
-    part = _cut(scan, box)
+    box = box_around(seed, scan.spacing_mm, 3 * radius)
+    part = cut_out(scan, box)
     free = part.tissue & ~binary_dilation(part.lesions > 0, _ANY)
     mask = _outline(seed[box], free, new.volume_mm3 / scan.voxel_mm3, kind.irregular, scan.spacing_mm, rng)
-    depth = np.maximum(-_level(mask, scan.spacing_mm), 0)
+    depth = np.maximum(-level_mm(mask, scan.spacing_mm), 0)
     healthy = scan.image[scan.tissue & (scan.lesions == 0)]
     image = paint(part.image, mask, depth, kind, scan.spacing_mm, float(np.median(healthy)), rng)
     image = np.where(part.tissue & ((part.lesions == 0) | mask), image, part.image)
     lesions = np.where(mask, lesion, part.lesions).astype(np.uint16)
-    return _pasted(scan, replace(part, image=image.astype(np.float32), lesions=lesions), box), True
+    return pasted(scan, replace(part, image=image.astype(np.float32), lesions=lesions), box), True
 
 
 def _place(scan: LesionScan, radius: float, rng: np.random.Generator) -> tuple[int, int, int] | None:
@@ -327,7 +303,7 @@ def _outline(
 ) -> BoolVolume:
     """The voxels nearest to the seed, by a distance that is longer in some directions, in one piece."""
     apart = distance_transform_edt(~seed, sampling=spacing_mm)
-    rough = smooth_field(seed.shape, _knots(seed.shape, spacing_mm), rng)
+    rough = smooth_field(seed.shape, field_knots(seed.shape, spacing_mm), rng)
     apart = apart * np.exp(irregular * rough)
     order = np.flatnonzero(free | seed)
     order = order[np.argsort(apart.reshape(-1)[order], kind="stable")][: max(1, round(voxels))]
@@ -370,40 +346,7 @@ def _merge_touching(scan: LesionScan) -> tuple[LesionScan, list[TrueEvent]]:
     return replace(scan, lesions=lesions), events
 
 
-# ---- geometry ------------------------------------------------------------------------------------------------
-
-
-def _level(mask: BoolVolume, spacing_mm: tuple[float, float, float]) -> npt.NDArray[np.float64]:
-    """Distance to the lesion's surface in mm: negative inside, half a voxel at most on either side of it."""
-    outside = distance_transform_edt(~mask, sampling=spacing_mm)
-    inside = distance_transform_edt(mask, sampling=spacing_mm)
-    return np.asarray(outside - inside)
-
-
-def _knots(shape: Sequence[int], spacing_mm: Sequence[float]) -> tuple[int, ...]:
-    return tuple(max(3, round(n * s / _KNOT_MM)) for n, s in zip(shape, spacing_mm, strict=True))
-
-
 def _reach_mm(mask: BoolVolume, wanted: int, spacing_mm: tuple[float, float, float]) -> float:
     """How far the changed lesion and what it pushes aside can reach."""
     volume = max(wanted, int(np.count_nonzero(mask))) * float(np.prod(spacing_mm))
     return float(2.5 * (3 * volume / (4 * np.pi)) ** (1 / 3) + 12.0)
-
-
-def _around(mask: BoolVolume, spacing_mm: tuple[float, float, float], reach_mm: float) -> Box3:
-    found = []
-    for axis, spacing in enumerate(spacing_mm):
-        used = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        pad = int(np.ceil(reach_mm / spacing))
-        found.append(slice(max(0, int(used[0]) - pad), min(mask.shape[axis], int(used[-1]) + 1 + pad)))
-    return found[0], found[1], found[2]
-
-
-def _cut(scan: LesionScan, box: Box3) -> LesionScan:
-    return replace(scan, image=scan.image[box], lesions=scan.lesions[box], tissue=scan.tissue[box])
-
-
-def _pasted(scan: LesionScan, part: LesionScan, box: Box3) -> LesionScan:
-    image, lesions = scan.image.copy(), scan.lesions.copy()
-    image[box], lesions[box] = part.image, part.lesions
-    return replace(scan, image=image, lesions=lesions)

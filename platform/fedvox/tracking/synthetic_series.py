@@ -34,11 +34,11 @@ from fedvox.data.resample import resample_label
 from fedvox.data.simulated_scanner import Acquisition, Head, acquire, deformed_grid, scan, with_spacing
 from fedvox.errors import ConfigError
 from fedvox.storage import sync_folder
+from fedvox.tracking.lesion_scan import LesionScan
 from fedvox.tracking.lesion_types import LESION_TYPES, lesion_type
 from fedvox.tracking.synthetic import (
     Change,
     FollowUp,
-    LesionScan,
     NewLesion,
     TrueEvent,
     follow_up,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ import numpy.typing as npt
 
 from fedvox.benchmark.volumes import write_json, write_text
 from fedvox.data.geometry import Volume
+from fedvox.errors import ConfigError
 from fedvox.tracking.events import Event
 from fedvox.tracking.measure import measure_lesion
 from fedvox.tracking.recist import (
     Assessment,
+    NonTarget,
     RecistVisit,
     Size,
     TargetLesion,
@@ -80,6 +82,42 @@ class LesionRow:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What only a reader can say of the lesions of a series.
+
+    Args:
+        nodes: ids of lymph nodes.
+        organs: lesion id -> organ, for the choice of targets (two an organ); without one, every lesion counts as in
+            an organ of its own.
+        non_targets: ids that are never chosen as targets.
+        progressed: indices of scans on which non-target disease has progressed unequivocally.
+        not_evaluable: (lesion id, index of the scan) that cannot be measured there, such as for an artefact.
+    """
+
+    nodes: Collection[int] = ()
+    organs: Mapping[int, str] = field(default_factory=dict)
+    non_targets: Collection[int] = ()
+    progressed: Collection[int] = ()
+    not_evaluable: Collection[tuple[int, int]] = ()
+
+    def require_known(self, ids: Collection[int], scans: int) -> None:
+        """Refuses what does not exist in the series.
+
+        Raises:
+            ConfigError: a lesion or a scan that there is not.
+        """
+        named = {*self.nodes, *self.organs, *self.non_targets, *(lesion for lesion, _ in self.not_evaluable)}
+        for lesion in sorted(named - set(ids)):
+            raise ConfigError(f"there is no lesion {lesion}", f"Lesions: {', '.join(map(str, sorted(ids)))}.")
+        for scan in sorted({*self.progressed, *(index for _, index in self.not_evaluable)}):
+            if not 0 <= scan < scans:
+                raise ConfigError(f"there is no scan {scan}", f"Scans are numbered from 0 to {scans - 1}.")
+
+
+NOTHING_SAID = Reading()
+
+
+@dataclass(frozen=True)
 class LesionTable:
     """Every lesion at every scan, and the response.
 
@@ -100,8 +138,7 @@ def lesion_table(
     days: Sequence[float],
     *,
     events: Sequence[Sequence[Event]] | None = None,
-    nodes: Collection[int] = (),
-    organs: Mapping[int, str] | None = None,
+    reading: Reading = NOTHING_SAID,
 ) -> LesionTable:
     """Measures every lesion of a series.
 
@@ -110,11 +147,13 @@ def lesion_table(
         scans: the images.
         days: of the scans.
         events: since the scan before, one list a scan, as tracking gave them; None reads them off the ids.
-        nodes: ids of lymph nodes, for RECIST.
-        organs: lesion id -> organ, for the choice of targets (two an organ); without one, every lesion counts as in
-            an organ of its own.
+        reading: what a reader says, for RECIST.
+
+    Raises:
+        ConfigError: the reading names a lesion or scan that there is not.
     """
     ids = sorted({int(i) for a in labels for i in np.unique(a) if i})
+    reading.require_known(ids, len(scans))
     rows: list[LesionRow] = []
     last: dict[int, LesionRow] = {}
     first_volume: dict[int, float] = {}
@@ -129,7 +168,7 @@ def lesion_table(
                 row = LesionRow(**{**asdict(row), "volume_change_pct": 100 * (row.volume_mm3 / base - 1)})
             last[lesion] = row
             rows.append(row)
-    targets, responses = _response(rows, scans, days, frozenset(nodes), organs or {})
+    targets, responses = _response(rows, scans, days, reading)
     chosen = {t.lesion for t in targets}
     marked = tuple(LesionRow(**{**asdict(r), "target": r.lesion in chosen}) for r in rows)
     return LesionTable(marked, targets, responses)
@@ -191,8 +230,7 @@ def _response(
     rows: Sequence[LesionRow],
     scans: Sequence[Volume],
     days: Sequence[float],
-    nodes: frozenset[int],
-    organs: Mapping[int, str],
+    reading: Reading,
 ) -> tuple[tuple[TargetLesion, ...], tuple[Assessment, ...]]:
     """RECIST 1.1 with the largest measurable lesions of the first scan as targets.
 
@@ -202,7 +240,11 @@ def _response(
     at_first = {r.lesion: _size(r) for r in rows if r.scan == 0}
     if not at_first:
         return (), ()
-    candidates = [TargetLesion(i, organs.get(i, f"lesion {i}"), is_node=i in nodes) for i in at_first]
+    candidates = [
+        TargetLesion(i, reading.organs.get(i, f"lesion {i}"), is_node=i in reading.nodes)
+        for i in at_first
+        if i not in reading.non_targets
+    ]
     thickness = scans[0].geometry.spacing_mm[0]
     targets = choose_targets(candidates, at_first, slice_thickness_mm=thickness)
     others = set(at_first) - {t.lesion for t in targets}
@@ -212,11 +254,13 @@ def _response(
         here = [r for r in rows if r.scan == index]
         present = {r.lesion for r in here if r.present}
         sizes = {t.lesion: _summed(t.lesion, here, origin) for t in targets}
+        blurred = {i: Size(state="not_evaluable") for i in sizes if (i, index) in reading.not_evaluable}
+        non_target: NonTarget = "none" if not others else "non-CR/non-PD" if others & present else "CR"
         visits.append(
             RecistVisit(
                 day,
-                sizes,
-                non_target="none" if not others else "non-CR/non-PD" if others & present else "CR",
+                {**sizes, **blurred},
+                non_target="PD" if index in reading.progressed else non_target,
                 new_lesions=sum(r.state == "new" for r in here),
             )
         )

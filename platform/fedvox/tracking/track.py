@@ -33,6 +33,7 @@ from fedvox.tracking.registration import (
     register,
     require_same_patient,
 )
+from fedvox.tracking.step_cache import StepCache
 
 Labels = npt.NDArray[np.integer[Any]]
 
@@ -100,6 +101,7 @@ class Tracker:
         gate: what registrations must reach; None accepts any.
         policy: when two lesions are the same.
         register: of `fedvox.tracking.registration`, or one that remembers.
+        cache: of steps that were done before a run was cut short.
     """
 
     observe: Observer
@@ -107,6 +109,7 @@ class Tracker:
     gate: QualityGate | None = field(default_factory=QualityGate)
     policy: LinkPolicy = field(default_factory=LinkPolicy)
     register: Callable[[Volume, Volume, RegistrationConfig], Registration] = register
+    cache: StepCache | None = None
 
 
 def track(
@@ -221,10 +224,17 @@ def step(
     Raises:
         DataError: the scans do not fit (another_patient, registration).
     """
+    key = "" if tracker.cache is None else tracker.cache.key(known, earlier, later, direction)
+    done = None if tracker.cache is None else tracker.cache.read(key)
+    if done is not None:
+        return done
     registration = tracker.register(later, earlier, tracker.registration)
     if tracker.gate is not None:
         require_same_patient(registration.quality, later.path, earlier.path, tracker.gate)
-    return _step(known, registration, later, tracker, direction)
+    state = _step(known, registration, later, tracker, direction)
+    if tracker.cache is not None:
+        tracker.cache.write(key, state)
+    return state
 
 
 def _step(

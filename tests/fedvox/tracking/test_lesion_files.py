@@ -20,8 +20,10 @@ from fedvox.commands.lesion import table as table_command
 from fedvox.commands.lesion import track as track_command
 from fedvox.data.readers import read_volume
 from fedvox.errors import ConfigError, DataError
+from fedvox.tracking import run
 from fedvox.tracking.dicom_seg import write_dicom_seg
 from fedvox.tracking.events import Event
+from fedvox.tracking.segmenters import build_segmenter
 from fedvox.tracking.series import read_series
 from fedvox.tracking.table import lesion_table
 
@@ -152,6 +154,61 @@ def test_lesions_are_followed_from_files_and_one_scan_done_again_changes_nothing
         track_command(series=patient / "blind.json", output=tmp_path / "none", only=1, **options)
     with pytest.raises(ConfigError, match="neither mask nor prompts"):
         track_command(series=patient / "blind.json", output=out, correct=[2], **options)
+
+
+def test_a_series_that_was_cut_short_goes_on_where_it_stopped(patient, tmp_path, monkeypatch):
+    options = {"series": patient / "blind.json", "method": "carried", "stage": "rigid"}
+    track_command(output=tmp_path / "whole", **options)
+
+    def cut(index):
+        if index == 1:
+            raise KeyboardInterrupt
+
+    segment = build_segmenter("carried")
+    given = run.TrackOptions(stage="rigid")
+    with pytest.raises(KeyboardInterrupt):
+        run.track_series(
+            patient / "blind.json", tmp_path / "cut", segment, given, method="carried", on_step=cut
+        )
+    kept = tmp_path / "cut" / "states" / "unfinished"
+    assert len(list(kept.glob("*.npz"))) == 1
+    calls = []
+    real = run.Tracker(run.prompted(segment)).register
+
+    def counted(fixed, moving, config):
+        calls.append(fixed.path)
+        return real(fixed, moving, config)
+
+    monkeypatch.setattr(
+        run.TrackOptions, "tracker",
+        lambda self, s, cache=None: run.Tracker(
+            run.prompted(s), registration=run.RegistrationConfig(stage=self.stage), cache=cache, register=counted
+        ),
+    )  # fmt: skip
+    run.track_series(patient / "blind.json", tmp_path / "cut", segment, given, method="carried")
+    assert [Path(c).name for c in calls] == ["t2.nii.gz"]
+    assert not kept.exists()
+    for index in range(3):
+        name = f"scan_{index:02d}_lesions.nii.gz"
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_what_a_reader_says_enters_the_response_and_nonsense_is_refused(patient, tmp_path):
+    full = {"series": patient / "full.json"}
+    table_command(
+        output=tmp_path / "a", **full, non_target=[2], not_evaluable=["1@2"], organ=["1=liver", "2=liver"]
+    )
+    rows = rows_of(tmp_path / "a" / "lesions.csv")
+    assert {r["lesion"] for r in rows if r["target"] == "True"} == {"1"}
+    assert [r["response"] for r in rows_of(tmp_path / "a" / "response.csv")][2] == "NE"
+    table_command(output=tmp_path / "b", **full, non_target=[2], progressed=[1])
+    assert [r["response"] for r in rows_of(tmp_path / "b" / "response.csv")][1] == "PD"
+    for wrong, named in (
+        ({"node": [9]}, "lesion 9"), ({"organ": ["liver"]}, "--organ"), ({"progressed": [5]}, "scan 5"),
+        ({"not_evaluable": ["1@x"]}, "--not-evaluable"), ({"not_evaluable": ["1"]}, "--not-evaluable"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=named):
+            table_command(output=tmp_path / "c", **full, **wrong)
 
 
 def test_tables_of_given_masks_need_every_mask(patient, tmp_path, capsys):

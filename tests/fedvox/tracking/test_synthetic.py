@@ -9,8 +9,9 @@ import pytest
 from scipy.ndimage import center_of_mass
 
 from fedvox.errors import ConfigError
+from fedvox.tracking.lesion_scan import LesionScan
 from fedvox.tracking.lesion_types import LESION_TYPES
-from fedvox.tracking.synthetic import Change, LesionScan, NewLesion, TrueEvent, follow_up, insert_lesion
+from fedvox.tracking.synthetic import Change, NewLesion, TrueEvent, follow_up, insert_lesion
 from fedvox.tracking.synthetic_series import SeriesOptions, simulate_patient, write_series_dataset
 
 SPACING = (2.0, 1.5, 1.5)

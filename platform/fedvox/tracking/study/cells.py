@@ -33,8 +33,8 @@ from fedvox.tracking.study.patients import Judge, KeptRegistrations, judges, see
 from fedvox.tracking.track import Anchor, Tracker, TrackState, step, track
 from fedvox.training.world import World
 
-STEPS = 450
-PATIENTS = 5
+STEPS = 320
+PATIENTS = 3
 ROUNDS = 5
 
 METHODS: Mapping[str, dict[str, Any]] = {
