@@ -13,7 +13,6 @@ that no version knows (`garbage`), never a version without its mask, half a deci
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -43,12 +42,12 @@ from fedvox.curation.store.records import (
 )
 from fedvox.curation.store.rounds import Rounds
 from fedvox.curation.store.rows import case_of, find_case, geometry_json, heads, select_version, version_of
-from fedvox.errors import ConfigError, DataError
-from fedvox.storage import Location, exists, locate, read_bytes, write_atomic
+from fedvox.curation.store.settings import SETTINGS_FILE, StoreSettings
+from fedvox.errors import DataError
+from fedvox.storage import Location, exists, locate
 
 Array = np.ndarray[Any, Any]
 
-CONFIG_FILE = "curation.json"
 _SQLITE_FILE = "curation.db"
 
 
@@ -104,22 +103,15 @@ class LabelStore:
             StorageError: full, forbidden, or unreachable.
         """
         location = locate(uri)
-        config = location.child(CONFIG_FILE)
-        if not exists(config):
-            fields = {
-                "schema_version": schema.SCHEMA_VERSION,
-                "name": name,
-                "structures": list(structures),
-                "images": images,
-                "database": database,
-            }
+        if not exists(location.child(SETTINGS_FILE)):
+            settings = StoreSettings(name, tuple(structures), images, database)
+            engine = Database(settings.url(location))
             if location.is_local:
                 location.local_path.mkdir(parents=True, exist_ok=True)
-            engine = Database(_resolved(database, location))
             with engine.write() as connection:
                 schema.metadata.create_all(connection)
             engine.close()
-            write_atomic(config, json.dumps(fields, indent=1).encode())
+            settings.write(location)
         found = cls.open(uri)
         if found.structures != tuple(structures):
             raise DataError(
@@ -142,23 +134,9 @@ class LabelStore:
             StorageError: forbidden, or unreachable.
         """
         location = locate(uri)
-        config = location.child(CONFIG_FILE)
-        if not exists(config):
-            raise DataError(
-                f"{uri}: holds no label store ({CONFIG_FILE} is missing)",
-                "Check the path, or make one: fedvox curate create.",
-                code="no_store",
-            )
-        try:
-            fields = json.loads(read_bytes(config))
-            newer = int(fields["schema_version"]) > schema.SCHEMA_VERSION
-            arguments = fields["name"], tuple(fields["structures"]), fields["images"]
-            database = _resolved(fields["database"], location)
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{config.uri}: is damaged ({error!r})", "Restore it from a copy.") from error
-        if newer:
-            raise DataError(f"{uri}: was made by a newer version", "Upgrade fedvox.")
-        return cls(location, *arguments, Database(database, timeout_s=timeout_s))
+        settings = StoreSettings.read(location)
+        database = Database(settings.url(location), timeout_s=timeout_s)
+        return cls(location, settings.name, settings.structures, settings.images, database)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.location.uri,)
@@ -412,19 +390,6 @@ class LabelStore:
     def round_folder(self, round: int) -> Location:
         """Where a round keeps its pictures, maps and reports."""
         return self.location.child("rounds", f"{round:03d}")
-
-
-def _resolved(url: str, location: Location) -> str:
-    """A relative SQLite file lies in the store's folder."""
-    scheme = "sqlite:///"
-    if not url.startswith(scheme) or url.startswith(f"{scheme}/"):
-        return url
-    if not location.is_local:
-        raise ConfigError(
-            f"{location.uri}: SQLite needs a disk of this machine",
-            "Name a local folder, or a PostgreSQL database.",
-        )
-    return f"{scheme}{location.local_path.absolute() / url.removeprefix(scheme)}"
 
 
 def _reopen(uri: str) -> LabelStore:
