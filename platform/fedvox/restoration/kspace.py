@@ -168,7 +168,7 @@ def estimated_coils(kspace: KSpace, share: float = 0.06) -> np.ndarray:
         axes=(-2, -1),
     )
     total = np.sqrt(np.square(np.abs(blurred)).sum(axis=1, keepdims=True))
-    return (blurred / np.maximum(total, 1e-6 * total.max())).astype(np.complex64)
+    return np.asarray(blurred / np.maximum(total, 1e-6 * total.max()), np.complex64)
 
 
 def _bad(path: Path, found: str, code: str, remedy: str) -> DataError:

@@ -13,7 +13,7 @@ from fedvox.restoration.prior import DiffusionPrior
 from fedvox.restoration.tiling import Coverage
 
 MIB = 2**20
-_COPIES = 7.0
+_COPIES = 9.5
 """Feature maps of the finest level that are alive at once when most are; measured, see docs/restoration.md."""
 _IMAGES = 8
 """Copies of the image that a solver holds beside the network: iterate, spectrum, noise, sums."""
@@ -36,7 +36,7 @@ def peak_mib(*, reset: bool = False) -> float:
 def network_bytes(prior: DiffusionPrior, edges: Sequence[int]) -> int:
     """Bytes of the activations of one patch with these edges, at their peak."""
     network = prior.network
-    widths = [block[0].conv_in.out_channels for block in network.encoder]  # type: ignore[index,union-attr]
+    widths = [block[0].conv_in.out_channels for block in network.encoder]  # type: ignore[index]
     voxels = math.prod(edges[1:] if prior.flat else edges) / network.unshuffle**network.dims
     kept = sum(w / 2 ** (network.dims * level) for level, w in enumerate(widths))
     return int(4 * voxels * (kept + _COPIES * widths[0]))

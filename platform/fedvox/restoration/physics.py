@@ -60,7 +60,8 @@ class RealImageMRI(LinearPhysics):  # type: ignore[misc]  # deepinv is untyped
         mask = self.inner.mask[0, 0]
         centred = torch.fft.ifftshift(mask, dim=self.spatial)
         mirrored = torch.roll(centred.flip(self.spatial), [1] * len(self.spatial), self.spatial)
-        return (centred + mirrored) / 2
+        weights: Tensor = (centred + mirrored) / 2
+        return weights
 
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float | Tensor, **options: Any) -> Tensor:
         """The image that minimises `γ/2 ‖Ax - y‖² + 1/2 ‖x - z‖²`: exactly where AᵀA is diagonal in k-space."""
@@ -70,7 +71,8 @@ class RealImageMRI(LinearPhysics):  # type: ignore[misc]  # deepinv is untyped
             return cast(Tensor, super().prox_l2(z, y, gamma, **options))
         right = gamma * self.A_adjoint(y) + z
         spectrum = torch.fft.fftn(right, dim=self.spatial) / (gamma * mask + 1)
-        return torch.fft.ifftn(spectrum, dim=self.spatial).real
+        image: Tensor = torch.fft.ifftn(spectrum, dim=self.spatial).real
+        return image
 
     def A_dagger(self, y: Tensor, **options: Any) -> Tensor:  # noqa: N802 - deepinv's name
         """The least-squares image of smallest norm."""
@@ -79,7 +81,8 @@ class RealImageMRI(LinearPhysics):  # type: ignore[misc]  # deepinv is untyped
             return cast(Tensor, super().A_dagger(y, **options))
         spectrum = torch.fft.fftn(self.A_adjoint(y), dim=self.spatial)
         inverse = torch.where(mask > 0, 1 / mask.clamp_min(1e-6), torch.zeros_like(mask))
-        return torch.fft.ifftn(spectrum * inverse, dim=self.spatial).real
+        image: Tensor = torch.fft.ifftn(spectrum * inverse, dim=self.spatial).real
+        return image
 
     def noise(self, x: Tensor, **options: Any) -> Tensor:
         """Noise where k-space is sampled."""
@@ -183,7 +186,7 @@ def cartesian_mask(
         column, (width - column) % width
     )  # from the zero frequency, which is column 0 here
     share = centre if acceleration <= 6 else centre / 2
-    sampled = distance < max(1, round(share * width / 2))
+    sampled: Tensor = distance < max(1, round(share * width / 2))
     wanted = round(width / acceleration)
     order = torch.randperm(
         width // 2 + 1 if symmetric else width, generator=torch.Generator().manual_seed(seed)
@@ -192,7 +195,8 @@ def cartesian_mask(
         if int(sampled.sum()) >= wanted:
             break
         sampled |= (distance if symmetric else column) == one
-    return torch.fft.fftshift(sampled).float().expand(size).clone()
+    mask: Tensor = torch.fft.fftshift(sampled).float().expand(size).clone()
+    return mask
 
 
 def smooth_phase(image: Tensor, share: float = 0.08) -> Tensor:

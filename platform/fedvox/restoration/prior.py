@@ -75,7 +75,8 @@ class DiffusionPrior(nn.Module):
             scaled = torch.cat([scaled, position_channels(where, flat.shape, self.flat)], dim=1)
         out = self.network(scaled, sigma.clamp_min(1e-6).log() / 4).float()
         out = out[:, None] if self.flat else out
-        return x * (data / total) + out * (variance * data / total).sqrt()
+        denoised: Tensor = x * (data / total) + out * (variance * data / total).sqrt()
+        return denoised
 
     def loss(self, clean: Tensor, noise: Tensor, sigma: Tensor, where: Tensor | None = None) -> Tensor:
         """The weighted squared error of each patch `(B,)`, about one for an untrained network.
@@ -88,7 +89,8 @@ class DiffusionPrior(nn.Module):
         """
         denoised = self(clean + sigma.view(-1, 1, 1, 1, 1) * noise, sigma, where)
         weight = (sigma.square() + self.sigma_data.square()) / (sigma * self.sigma_data).square()
-        return weight * (denoised - clean).square().flatten(1).mean(dim=1)
+        losses: Tensor = weight * (denoised - clean).square().flatten(1).mean(dim=1)
+        return losses
 
 
 class AveragedPrior(nn.Module):

@@ -12,4 +12,4 @@ def noise_levels(steps: int, largest: float, smallest: float, *, rho: float = 7.
         return torch.tensor([largest])
     share = torch.linspace(0, 1, steps, dtype=torch.float64)
     top, bottom = largest ** (1 / rho), smallest ** (1 / rho)
-    return ((top + share * (bottom - top)) ** rho).float()
+    return torch.pow(top + share * (bottom - top), rho).float()

@@ -198,7 +198,8 @@ def _dps(task: Task) -> Tensor:
         kept.clear()
         with torch.enable_grad():
             gradient = fidelity.grad(x.detach(), task.y, task.physics, sigma=level)
-        return (kept[-1] - level**2 * gradient).detach()
+        stepped: Tensor = kept[-1] - level**2 * gradient
+        return stepped.detach()
 
     levels = task.levels()
     return anneal(task, levels, agree, _start(task, levels))
@@ -222,7 +223,7 @@ def _noise_like(task: Task) -> Tensor:
     drawn = task.normal(task.y)
     if task.y.ndim > 3 and getattr(task.physics, "inner", None) is not None:
         mask = task.physics.inner.mask
-        return drawn * (mask if drawn.ndim == mask.ndim else mask[:, :, None])
+        drawn = drawn * (mask if drawn.ndim == mask.ndim else mask[:, :, None])
     return drawn
 
 

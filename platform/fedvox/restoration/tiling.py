@@ -164,7 +164,7 @@ class TiledPrior(torch.nn.Module):
             ):
                 target, source = _inside(one.start, patch, size)
                 weighted = core if one.weight is None else core * one.weight.to(core)
-                out[(image, 0, *target)] += weighted[source]
+                out[image, 0][target] += weighted[source]
             if self.on_patch is not None:
                 self.on_patch(min(first + len(part), len(plan)), len(plan))
         return out
@@ -176,20 +176,12 @@ class TiledPrior(torch.nn.Module):
         """The denoised patches `(D, H, W)` without their halos."""
         edges = [p + 2 * h for p, h in zip(patch, halo, strict=True)]
         starts = [[s - h for s, h in zip(one.start, halo, strict=True)] for _, one in part]
+        boxes = [
+            tuple(slice(s + m, s + m + e) for s, (m, _), e in zip(start, margins, edges, strict=True))
+            for start in starts
+        ]
         batch = torch.stack(
-            [
-                padded[
-                    (
-                        image,
-                        slice(None),
-                        *(
-                            slice(s + m, s + m + e)
-                            for s, (m, _), e in zip(start, margins, edges, strict=True)
-                        ),
-                    )
-                ]
-                for (image, _), start in zip(part, starts, strict=True)
-            ]
+            [padded[image][(slice(None), *box)] for (image, _), box in zip(part, boxes, strict=True)]
         )
         where = patch_positions(torch.tensor(starts, device=padded.device), edges, size)
         sigma = levels[[image for image, _ in part]]
@@ -198,7 +190,7 @@ class TiledPrior(torch.nn.Module):
         else:
             denoised = self.prior(batch, sigma, where)
         inner = tuple(slice(h, h + p) for h, p in zip(halo, patch, strict=True))
-        return iter(denoised[(slice(None), 0, *inner)])
+        return iter(denoised[:, 0][(slice(None), *inner)])
 
     def _padded(self, x: Tensor, levels: Tensor, margins: Sequence[tuple[int, int]]) -> Tensor:
         """The images with zeros around them, and noise on the zeros."""
