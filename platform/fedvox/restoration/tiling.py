@@ -15,7 +15,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -164,7 +164,8 @@ class TiledPrior(torch.nn.Module):
             ):
                 target, source = _inside(one.start, patch, size)
                 weighted = core if one.weight is None else core * one.weight.to(core)
-                out[image, 0][target] += weighted[source]
+                place: Any = (image, 0, *target)
+                out[place] += weighted[source]
             if self.on_patch is not None:
                 self.on_patch(min(first + len(part), len(plan)), len(plan))
         return out
