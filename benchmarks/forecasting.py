@@ -88,7 +88,7 @@ def run_study(arguments: argparse.Namespace) -> None:
 def report_study(arguments: argparse.Namespace) -> None:
     from fedvox import storage
     from fedvox.forecasting.study import pictures, tables
-    from fedvox.forecasting.study.cells import METHODS
+    from fedvox.forecasting.study.cells import METHODS, Cell
     from fedvox.forecasting.study.summary import read_cells, verdicts
     from fedvox.training.figures import save_figure
 
@@ -107,6 +107,9 @@ def report_study(arguments: argparse.Namespace) -> None:
             methods = [method for method in ("tfm", "cronos") if method in trained]
             figure = pictures.examples(arguments.out, data, methods, range(4))
             save_figure(figure, folder.child(f"forecast_{data}.png"))
+        if {Cell("response", "cronos-noisy", 0), Cell("response", "regression", 0)} <= cells.keys():
+            figure = pictures.two_futures(arguments.out, "cronos-noisy")
+            save_figure(figure, folder.child("forecast_futures.png"))
     if arguments.strict and any(told != "holds" for _, _, told in verdicts(cells)):
         sys.exit(1)
 
@@ -126,7 +129,7 @@ def compare_solvers(arguments: argparse.Namespace) -> None:
         if cell.method != "cronos" or cell.seed != 0:
             continue
         network, info = load_release(f"{arguments.out}/runs/{cell.name}")
-        _, asked = conditions(cell.data, arguments.patients)["any"]
+        _, asked = next(iter(conditions(cell.data, arguments.patients).values()))
         given = (asked.scans, asked.times, asked.valid, asked.target_time)
         lci = mean_squared_error(BASELINES["lci"](*given), asked.truth).sum()
         for name, steps in (

@@ -200,13 +200,13 @@ class Forecaster:
 
     @torch.no_grad()
     def draws(
-        self, scans: Tensor, times: Tensor, valid: Tensor, target_time: Tensor, *, count: int, seed: int,
-        weight: Tensor | None = None,
+        self, scans: Tensor, times: Tensor, valid: Tensor, target_time: Tensor, *, count: int, seed: int
     ) -> Tensor:  # fmt: skip
         """Forecasts of the flow under noise, `(count, B, C, D, H, W)`: possible futures, if sigma allows to tell them.
 
         The path of training leads from the context with noise to the target with the same noise. A draw follows it
-        from another noise, which is left out of the result.
+        from another noise, which is left out of the result. Trust is not applied: it draws a forecast towards the mean
+        of what may be, and draws are to show what may be.
 
         Args:
             scans: as in `Examples`, like `times`, `valid` and `target_time`.
@@ -215,16 +215,14 @@ class Forecaster:
             target_time: see there.
             count: number of draws.
             seed: of the draws.
-            weight: see `__call__`.
         """
         generator = torch.Generator(scans.device).manual_seed(seed)
-        weight = self.weight(scans, times, valid) if weight is None else weight
         shape = (len(scans), self.flow.slots, *scans.shape[2:])
         drawn = []
         for _ in range(count):
             noise = self.flow.sigma * torch.randn(shape, generator=generator, device=scans.device)
             base, change = self.change(scans, times, valid, target_time, noise=noise)
-            drawn.append(base + (change if weight is None else weighed(weight, change)))
+            drawn.append(base + change)
         return torch.stack(drawn)
 
     def _velocity(self, slots: Slots, target_time: Tensor, noise: Tensor | None) -> Velocity:

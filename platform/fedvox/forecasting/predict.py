@@ -257,7 +257,7 @@ class _TileForecast:
         mean = self.forecaster(*given, weight=weight)[0].cpu()
         if not self.draws:
             return mean, None
-        drawn = self.forecaster.draws(*given, count=self.draws, seed=self.seed, weight=weight)
+        drawn = self.forecaster.draws(*given, count=self.draws, seed=self.seed)
         return mean, drawn[:, 0].std(dim=0).cpu()
 
 

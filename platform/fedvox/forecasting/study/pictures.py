@@ -13,6 +13,7 @@ from fedvox import storage
 from fedvox.forecasting.baselines import BASELINES, Baseline
 from fedvox.forecasting.flow import Forecaster
 from fedvox.forecasting.release import flow_of, load_release, solver_of
+from fedvox.forecasting.study import futures
 from fedvox.forecasting.study.cells import METHODS, SETS, Cell, conditions
 from fedvox.forecasting.study.summary import estimate
 from fedvox.training.figures import PALETTE, STYLE
@@ -33,7 +34,8 @@ def forecaster_of(cell: Cell, folder: str) -> Baseline:
 def relative_errors(cells: Mapping[Cell, dict[str, Any]]) -> Figure:
     """Error relative to LCI of every trained method and the mean of the context, per data set and kind of target."""
     methods = ["mean", *METHODS]
-    shown = [data for data in SETS if any(cell.data == data and cell.method in METHODS for cell in cells)]
+    trained = {cell.data for cell in cells if cell.method in METHODS}
+    shown = [data for data in SETS if data in trained and "target" not in SETS[data]]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(11, 2.9 * len(shown)), layout="constrained")
         for panel, data in zip(figure.subplots(len(shown), 1, squeeze=False)[:, 0], shown, strict=True):
@@ -96,4 +98,35 @@ def examples(
                     panel.set_title(f"{error:.1e}", fontsize=8, fontweight="normal")
         for panel in panels.flat:
             panel.set_axis_off()
+    return figure
+
+
+def two_futures(folder: str, method: str, patients: int = 3, *, draws: int = 4, seed: int = 0) -> Figure:
+    """Where two futures are possible: both, regression's one forecast, draws of a flow, and their spread.
+
+    Args:
+        folder: of the study.
+        method: a trained flow.
+        patients: how many are shown.
+        draws: how many are shown; the spread is of all.
+        seed: of the trained models.
+    """
+    base = next(iter(conditions("response", 1).values()))[0]
+    asked, both = futures.asked(base, patients)
+    given = (asked.scans, asked.times, asked.valid, asked.target_time)
+    drawn = futures.ensemble(forecaster_of(Cell("response", method, seed), folder), asked)
+    images = {"last scan": BASELINES["lci"](*given), "future A": both[0], "future B": both[1]}
+    images["regression"] = forecaster_of(Cell("response", "regression", seed), folder)(*given)
+    images |= {f"draw {number + 1}": drawn[number] for number in range(draws)}
+    images["spread"] = drawn.std(dim=0)
+    with mpl.rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(1.5 * len(images), 1.7 * patients), layout="constrained")
+        panels = np.atleast_2d(figure.subplots(patients, len(images)))
+        for patient, row in enumerate(panels):
+            middle = int((both[0] - both[1])[patient, 0].abs().sum(dim=(1, 2)).argmax())
+            for panel, (name, image) in zip(row, images.items(), strict=True):
+                shown = image[patient, 0, middle].numpy()[::-1]
+                panel.imshow(shown, cmap="gray", vmin=0, vmax=0.4 if name == "spread" else 1)
+                panel.set_title(name)
+                panel.set_axis_off()
     return figure
