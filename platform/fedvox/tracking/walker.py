@@ -8,6 +8,8 @@ distances to the same end: it carries over to kinds of structures that were neve
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import distance_transform_edt
@@ -43,16 +45,13 @@ def walker_channel(
         return np.asarray(markers == 1, dtype=np.float32)
     scaled = np.clip(image / 6 + 0.5, 0, 1)
     spacing = np.asarray(spacing_mm) / min(spacing_mm)
-    met = random_walker(
-        scaled,
-        markers,
-        beta=_BETA,
-        mode="cg_j",
-        tol=1e-3,
-        prob_tol=1.0,
-        spacing=spacing,
-        return_full_prob=True,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="The probability range is outside"
+        )  # they are clipped below
+        met = random_walker(
+            scaled, markers, beta=_BETA, mode="cg_j", tol=1e-3, spacing=spacing, return_full_prob=True
+        )
     return np.asarray(np.clip(met[0], 0, 1), dtype=np.float32)
 
 
