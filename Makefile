@@ -20,8 +20,8 @@ pretrain: $(VENV)/.installed  ## Pretrain on the embedded MNI152 brain, through 
 test: $(VENV)/.installed  ## Lint, types, import contracts and all tests but the slow ones
 	$(MAKE) lint
 	@# Real clusters, servers and browsers come after the rest, one at a time: they need the cores for themselves.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not integration" -n auto --maxprocesses=8 --dist loadfile; \
-	first=$$?; $(BIN)/python -m pytest -m "integration and not slow" && exit $$first
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not integration" -n auto --maxprocesses=8 --dist loadfile --durations=15; \
+	first=$$?; $(BIN)/python -m pytest -m "integration and not slow" --durations=15 && exit $$first
 
 test-slow: $(VENV)/.installed  ## The tests that take minutes each
 	$(BIN)/python -m pytest -m slow --timeout=3600

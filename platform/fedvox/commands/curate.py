@@ -11,27 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedvox.commands import CommandGroup
+from fedvox.commands.curate_decisions import DECISIONS
+from fedvox.commands.curate_output import short, show
 from fedvox.commands.curate_review import REVIEW_COMMANDS
 from fedvox.commands.pretrain import AsJson, ConfigFile, DryRun, Overrides
 from fedvox.config import load_config, to_yaml
 from fedvox.curation.cycle.config import CurateConfig
-from fedvox.errors import ConfigError, DataError
+from fedvox.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fedvox.curation.store import LabelStore, Review
+    pass
 
 _Store = Annotated[str, typer.Argument(help="Folder of the label store.")]
 _CaseId = Annotated[str, typer.Argument(help="Name of the case.")]
-_Reviewer = Annotated[str, typer.Option("--reviewer", "-r", help="Who decides.")]
-_Seconds = Annotated[float, typer.Option(min=0, help="Time spent, for the calibration of the queue.")]
-_Reason = Annotated[str, typer.Option(help="Why, for the log.")]
-_Revision = Annotated[
-    int | None,
-    typer.Option(help="Revision that was looked at (curate next shows it); default: the newest."),
-]
-_Item = Annotated[
-    int | None, typer.Option(help="Item of the queue that this answers (curate next shows it).")
-]
 
 
 def create(
@@ -63,7 +55,7 @@ def create(
         store, images, gold=names, database=database, actor=actor, on_case=_progress("cases")
     )
     found = {"cases": len(made.cases()), "gold": len(made.cases(gold=True)), "labelled": len(made.heads())}
-    _show(found, as_json)
+    show(found, as_json)
 
 
 def status(store: _Store, as_json: AsJson = False) -> None:
@@ -88,7 +80,7 @@ def status(store: _Store, as_json: AsJson = False) -> None:
         "garbage_masks": len(opened.garbage()),
         "missing_masks": len(opened.missing_masks()),
     }
-    _show(found, as_json)
+    show(found, as_json)
 
 
 def versions(store: _Store, case: _CaseId, as_json: AsJson = False) -> None:
@@ -132,114 +124,8 @@ def findings(
         print(json.dumps([asdict(finding) for finding in found]))
         return
     for finding in found:
-        evidence = ", ".join(f"{key} {_short(value)}" for key, value in finding.evidence.items())
+        evidence = ", ".join(f"{key} {short(value)}" for key, value in finding.evidence.items())
         print(f"{finding.severity:.2f}  {finding.case_id}  {finding.structure}: {finding.rule}  {evidence}")
-
-
-def next_(
-    store: _Store,
-    reviewer: _Reviewer,
-    case: Annotated[str | None, typer.Option("--case", "-c", help="Only an item of this case.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Gives the next case to look at, and keeps it for this reviewer for half an hour.
-
-    Examples:
-        fedvox curate next curation --reviewer "Dr. Okafor"
-    """
-    from fedvox.curation.store import LabelStore
-
-    opened = LabelStore.open(store)
-    item = opened.queue.next(reviewer, case_id=case)
-    if item is None:
-        _show({"item": None, "message": "the queue has nothing for you"}, as_json)
-        return
-    found = opened.case(item.case_id)
-    told = [
-        f"{one.structure}: {one.rule} ({one.severity:.2f})"
-        for one in opened.findings.of(round=item.round, case_id=item.case_id)
-    ]
-    blind = item.purpose in ("double", "blind")
-    _show(
-        {
-            "item": item.id,
-            "case": item.case_id,
-            "show_version": opened.shown_version(item),
-            "revision": found.revision,
-            "expected_minutes": round(item.minutes, 1),
-            "findings": [] if blind else told,
-        },
-        as_json,
-    )
-
-
-def accept(
-    store: _Store,
-    case: _CaseId,
-    reviewer: _Reviewer,
-    version: Annotated[
-        int | None, typer.Option(help="Version that is right; default: the label of now.")
-    ] = None,
-    item: _Item = None,
-    revision: _Revision = None,
-    seconds: _Seconds = 0.0,
-    reason: _Reason = "",
-    as_json: AsJson = False,
-) -> None:
-    """Says that the label is right, or that another version is.
-
-    Examples:
-        fedvox curate accept curation case_007 --reviewer "Dr. Okafor" --item 12 --revision 1
-
-        fedvox curate accept curation case_007 --reviewer "Dr. Okafor" --version 4
-    """
-    opened, verdict = _verdict(store, case, reviewer, item, revision, seconds, reason)
-    chosen = opened.case(case).head if version is None else version
-    if chosen is None:
-        raise DataError(f"case {case!r} has no label yet", "Name a version: --version N.", code="no_label")
-    _tell(opened.accept(verdict, chosen), as_json)
-
-
-def edit(
-    store: _Store,
-    case: _CaseId,
-    reviewer: _Reviewer,
-    mask: Annotated[Path, typer.Option("--mask", "-m", help="NIfTI label map on the image's own grid.")],
-    item: _Item = None,
-    revision: _Revision = None,
-    seconds: _Seconds = 0.0,
-    reason: _Reason = "",
-    as_json: AsJson = False,
-) -> None:
-    """Makes a mask from a file the label; `import-edit` takes masks back from other programs' tasks.
-
-    Examples:
-        fedvox curate edit curation case_007 --reviewer "Dr. Okafor" --mask case_007.nii.gz
-    """
-    from fedvox.curation.cycle.mask_files import read_mask_file
-
-    opened, verdict = _verdict(store, case, reviewer, item, revision, seconds, reason)
-    found = opened.case(case)
-    _tell(opened.edit(verdict, read_mask_file(mask, found), parent=found.head or 1, tool="file"), as_json)
-
-
-def reject(
-    store: _Store,
-    case: _CaseId,
-    reviewer: _Reviewer,
-    item: _Item = None,
-    revision: _Revision = None,
-    seconds: _Seconds = 0.0,
-    reason: _Reason = "",
-    as_json: AsJson = False,
-) -> None:
-    """Says that no version is right and somebody has to edit; the case comes back in the next round.
-
-    Examples:
-        fedvox curate reject curation case_007 --reviewer "Dr. Okafor" --reason "wrong patient"
-    """
-    opened, verdict = _verdict(store, case, reviewer, item, revision, seconds, reason)
-    _tell(opened.reject(verdict), as_json)
 
 
 def rounds(store: _Store, as_json: AsJson = False) -> None:
@@ -271,28 +157,6 @@ def rounds(store: _Store, as_json: AsJson = False) -> None:
         )
 
 
-def rollback(
-    store: _Store,
-    case: _CaseId,
-    version: Annotated[int, typer.Option(help="Version that becomes the label again.")],
-    actor: Annotated[str, typer.Option("--by", help="Who does it, for the log.")],
-    reason: _Reason = "",
-    revision: _Revision = None,
-    as_json: AsJson = False,
-) -> None:
-    """Makes an earlier version the label again; nothing of the history is lost.
-
-    Examples:
-        fedvox curate rollback curation case_007 --version 1 --by "Dr. Meyer" --reason "the edit was wrong"
-    """
-    from fedvox.curation.store import LabelStore
-
-    opened = LabelStore.open(store)
-    seen = opened.case(case).revision if revision is None else revision
-    found = opened.roll_back(case, version, expected_revision=seen, actor=actor, reason=reason)
-    _show({"case": case, "head": found.head, "revision": found.revision}, as_json)
-
-
 def export(
     store: _Store,
     output: Annotated[Path, typer.Option("--output", "-o", help="New folder, such as Dataset012_Liver.")],
@@ -309,7 +173,7 @@ def export(
     from fedvox.curation.cycle.export import export_round
     from fedvox.curation.store import LabelStore
 
-    _show(export_round(LabelStore.open(store), output, round_, on_case=_progress("cases")), as_json)
+    show(export_round(LabelStore.open(store), output, round_, on_case=_progress("cases")), as_json)
 
 
 def import_masks(
@@ -326,7 +190,7 @@ def import_masks(
     from fedvox.curation.cycle.mask_files import import_folder
     from fedvox.curation.store import LabelStore
 
-    _show(import_folder(LabelStore.open(store), folder, name, on_case=_progress("masks")), as_json)
+    show(import_folder(LabelStore.open(store), folder, name, on_case=_progress("masks")), as_json)
 
 
 def audit(
@@ -371,7 +235,7 @@ def clean(
     from fedvox.curation.store import LabelStore
 
     deleted = LabelStore.open(store).collect_garbage(actor="command line", min_age_s=3600 * min_age_hours)
-    _show({"deleted": deleted}, as_json)
+    show({"deleted": deleted}, as_json)
 
 
 def run(
@@ -413,7 +277,7 @@ def curate_round(config: CurateConfig, as_json: bool) -> None:
         tell=lambda text: print(text, file=sys.stderr),
         on_case=_progress("cases proposed"),
     )
-    _show(asdict(cycle.advance()), as_json)
+    show(asdict(cycle.advance()), as_json)
 
 
 curate = CommandGroup(
@@ -425,20 +289,10 @@ curate = CommandGroup(
         fedvox curate run --config curation.yaml
     """,
     (
-        create, status, run, findings, next_, accept, edit, reject, versions, rollback, rounds, export, import_masks,
+        create, status, run, findings, *DECISIONS, versions, rounds, export, import_masks,
         audit, clean, *REVIEW_COMMANDS,
     ),
 )  # fmt: skip
-
-
-def _verdict(
-    store: str, case: str, reviewer: str, item: int | None, revision: int | None, seconds: float, reason: str
-) -> tuple[LabelStore, Any]:
-    from fedvox.curation.store import LabelStore, Verdict
-
-    opened = LabelStore.open(store)
-    seen = opened.case(case).revision if revision is None else revision
-    return opened, Verdict(case, seen, reviewer, seconds, reason, item)
 
 
 def _names(entry: str) -> list[str]:
@@ -448,29 +302,6 @@ def _names(entry: str) -> list[str]:
     if not path.is_file():
         raise ConfigError(f"--gold: {path} is not there", "Name a file with one case a line.")
     return path.read_text(encoding="utf-8").split()
-
-
-def _tell(review: Review, as_json: bool) -> None:
-    _show(asdict(review), as_json)
-
-
-def _show(found: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(found))
-        return
-    width = max(map(len, found))
-    for key, value in found.items():
-        print(f"{key:<{width}}  {_short(value)}")
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list):
-        return ", ".join(map(_short, value)) or "none"
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_short(part)}" for key, part in value.items()) or "none"
-    return "-" if value is None else str(value)
 
 
 def _progress(what: str) -> Any:
