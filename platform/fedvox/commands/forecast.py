@@ -79,6 +79,15 @@ def forecast(
     if input_ is None and evaluate is None:
         _train(load_config(ForecastConfig, config, set_ or []), resume, dry_run=dry_run, as_json=as_json)
         return
+    if input_ is not None and evaluate is not None:
+        raise ConfigError(
+            "--input and --evaluate exclude each other", "Give one patient, or a folder of them."
+        )
+    if evaluate is not None and (time is not None or uncertainty):
+        raise ConfigError(
+            "--time and --uncertainty are of one patient, not of --evaluate",
+            "Leave them out: what is asked of each patient stands in OUTPUT/plan.json.",
+        )
     if output is None or (input_ is not None and time is None):
         raise ConfigError("--output and, for one patient, --time are needed", "See `fedvox forecast --help`.")
     if (model is None) == (baseline is None):
@@ -88,7 +97,11 @@ def forecast(
     chosen = _model(model, solver, steps, aggregate, device) if model is not None else str(baseline)
     tiles = {"patch_size": parse_sizes(patch_size), "overlap": overlap}
     if evaluate is not None:
-        _evaluate(evaluate, chosen, output, layout, unit, seed, as_json)
+        cohort = {"layout": layout, "unit": unit, "seed": seed}
+        if dry_run:
+            _plan_evaluation(evaluate, output, cohort, as_json)
+        else:
+            _evaluate(evaluate, chosen, output, cohort, tiles, as_json)
         return
     assert input_ is not None  # either, by the first lines
     from fedvox.forecasting.loaders import load_sequence
@@ -182,12 +195,33 @@ def _plan(sequence: Sequence4D, at: float, model: Model | str, tiles: dict[str, 
 # ---- many patients, training ---------------------------------------------------------------------------------
 
 
+def _plan_evaluation(folder: Path, output: Path, cohort: dict[str, Any], as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from fedvox.forecasting.evaluate import planned_cohort
+    from fedvox.storage import locate
+
+    _, planned = planned_cohort(folder, locate(str(output)), **cohort)
+    if as_json:
+        told = [asdict(one) for one in planned]
+        print(json.dumps({"schema": "fedvox.forecast.dry_run/1", "forecasts": told}))
+        return
+    for one in planned:
+        context = ", ".join(f"{time:g}" for time in one.times[:-1])
+        print(f"{one.patient}: the scan at {one.times[-1]:g} from those at {context}")
+
+
 def _evaluate(
-    folder: Path, model: Model | str, output: Path, layout: str, unit: str | None, seed: int, as_json: bool
+    folder: Path,
+    model: Model | str,
+    output: Path,
+    cohort: dict[str, Any],
+    tiles: dict[str, Any],
+    as_json: bool,
 ) -> None:
     from fedvox.forecasting.evaluate import evaluate_cohort, table
 
-    report = evaluate_cohort(folder, model, output, layout=layout, unit=unit, seed=seed)
+    report = evaluate_cohort(folder, model, output, **cohort, tiling=_tiling(tiles))
     print(json.dumps(report) if as_json else table(report))
 
 

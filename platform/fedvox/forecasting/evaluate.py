@@ -25,10 +25,11 @@ from fedvox.forecasting.baselines import BASELINES
 from fedvox.forecasting.loaders import list_patients, load_sequence
 from fedvox.forecasting.metrics import changing_region, scores
 from fedvox.forecasting.normalization import Normalization
-from fedvox.forecasting.predict import Model, forecast
+from fedvox.forecasting.predict import Model, Tiling, forecast
 from fedvox.forecasting.protocol import PlannedForecast, plan_forecasts, read_plan, write_plan
 from fedvox.forecasting.sequence import Sequence4D
 from fedvox.forecasting.study.summary import relative_error
+from fedvox.storage import Location
 from fedvox.training.run_directory import without_nan
 
 
@@ -40,8 +41,9 @@ def evaluate_cohort(
     layout: str = "auto",
     unit: str | None = None,
     seed: int = 0,
+    tiling: Tiling | None = None,
 ) -> dict[str, Any]:
-    """Scores a model (or one baseline) and LCI on every patient.
+    """Scores a model (or one baseline) and all baselines on every patient.
 
     Args:
         folder: of patients.
@@ -50,23 +52,19 @@ def evaluate_cohort(
         layout: see `fedvox.forecasting.loaders`.
         unit: of times, where the files do not say.
         seed: of a plan that is not there yet.
+        tiling: see `forecast`.
 
     Returns:
         The report.
 
     Raises:
-        DataError: there is no patient with two scans, or a plan that names others.
+        DataError: there is no patient with two scans, two patients have one name, or a plan is of other scans.
     """
-    sequences = [load_sequence(path, layout=layout, unit=unit) for path in list_patients(folder, layout)]
-    known = {s.patient: s for s in sequences if s.valid.sum() >= 2}
     target = storage.locate(str(output))
+    known, planned = planned_cohort(folder, target, layout=layout, unit=unit, seed=seed)
     location = target.child("plan.json")
-    if storage.exists(location):
-        planned = read_plan(location)
-    else:
-        planned = plan_forecasts(list(known.values()), seed=seed)
+    if not storage.exists(location):
         write_plan(planned, location)
-    _check_plan(planned, known, location.uri)
     name = model if isinstance(model, str) else "model"
     methods: dict[str, Model | str] = {name: model, **{b: b for b in BASELINES}}
     rows = [
@@ -74,7 +72,7 @@ def evaluate_cohort(
             "patient": one.patient,
             "method": method,
             "scans": len(one.context),
-            **scored(known[one.patient], one, chosen),
+            **scored(known[one.patient], one, chosen, tiling),
         }
         for one in planned
         for method, chosen in methods.items()
@@ -85,10 +83,35 @@ def evaluate_cohort(
     return report
 
 
+def planned_cohort(
+    folder: Path, output: Location, *, layout: str = "auto", unit: str | None = None, seed: int = 0
+) -> tuple[dict[str, Sequence4D], list[PlannedForecast]]:
+    """The patients with two scans or more by name, and the plan that is there, or else the one that will be.
+
+    Raises:
+        DataError: see `evaluate_cohort`.
+    """
+    known: dict[str, Sequence4D] = {}
+    for path in list_patients(folder, layout):
+        sequence = load_sequence(path, layout=layout, unit=unit)
+        if sequence.patient in known:
+            raise DataError(
+                f"{path}: there is another patient {sequence.patient!r} in {folder}",
+                "Give each patient a name of its own.",
+                code="patient_twice",
+                file=str(path),
+            )
+        known[sequence.patient] = sequence
+    known = {name: s for name, s in known.items() if s.valid.sum() >= 2}
+    location = output.child("plan.json")
+    there = storage.exists(location)
+    planned = read_plan(location) if there else plan_forecasts(list(known.values()), seed=seed)
+    _check_plan(planned, known, location.uri)
+    return known, planned
+
+
 def _check_plan(planned: list[PlannedForecast], known: dict[str, Sequence4D], uri: str) -> None:
-    missing = sorted(
-        {p.patient for p in planned if p.patient not in known or p.target >= len(known[p.patient])}
-    )
+    missing = sorted({p.patient for p in planned if p.patient not in known or not p.fits(known[p.patient])})
     if missing or not planned:
         raise DataError(
             f"{uri} names patients or scans that are not there: {', '.join(missing) or 'no patient has two scans'}",
@@ -98,10 +121,12 @@ def _check_plan(planned: list[PlannedForecast], known: dict[str, Sequence4D], ur
         )
 
 
-def scored(sequence: Sequence4D, one: PlannedForecast, model: Model | str) -> dict[str, float]:
+def scored(
+    sequence: Sequence4D, one: PlannedForecast, model: Model | str, tiling: Tiling | None = None
+) -> dict[str, float]:
     """The metrics of one planned forecast, in normalised units of its context."""
     context = sequence.take(np.array(one.context))
-    found = forecast(context, float(sequence.times[one.target]), model)
+    found = forecast(context, float(sequence.times[one.target]), model, tiling=tiling)
     normalization = Normalization.of(context.volumes)
 
     def normal(volume: np.ndarray) -> Tensor:
@@ -133,7 +158,9 @@ def _report(rows: list[dict[str, Any]], methods: list[str]) -> dict[str, Any]:
     p = dict(zip(others, _better_than_lci(rows, others), strict=True))
     for method in methods:
         mine = [row for row in rows if row["method"] == method]
-        metrics = [key for key in mine[0] if key not in ("patient", "method", "scans")]
+        # not every patient has a region of interest
+        named = dict.fromkeys(key for row in mine for key in row)
+        metrics = [key for key in named if key not in ("patient", "method", "scans")]
         of = [patients.index(row["patient"]) for row in mine]
         relative = {metric: _relative(metric, mine, lci, of) for metric in metrics}
         value["methods"][method] = {

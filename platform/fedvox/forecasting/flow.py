@@ -176,10 +176,25 @@ class Forecaster:
             target_time: see there.
             noise: `(B, K, C, D, H, W)` on the path of the slots; None: none.
         """
+        if self.solver.name == "adaptive" and len(scans) > 1:
+            return self._one_by_one(scans, times, valid, target_time, noise)
         slots = slots_of(self.flow, scans, times, valid)
         velocity = self._velocity(slots, target_time, noise)
         base = self._aggregate(slots.images)
         return base, self._aggregate(displacement(velocity, slots.images, self.solver))
+
+    def _one_by_one(
+        self, scans: Tensor, times: Tensor, valid: Tensor, target_time: Tensor, noise: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """`change`, each patient alone: an adaptive solver's steps are those that all of a batch together need."""
+        parts = [
+            self.change(
+                *(part[row : row + 1] for part in (scans, times, valid, target_time)),
+                noise=None if noise is None else noise[row : row + 1],
+            )
+            for row in range(len(scans))
+        ]
+        return torch.cat([base for base, _ in parts]), torch.cat([change for _, change in parts])
 
     @torch.no_grad()
     def evidence(self, scans: Tensor, times: Tensor, valid: Tensor, *, past_only: bool) -> Evidence:

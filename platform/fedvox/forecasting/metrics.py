@@ -42,12 +42,13 @@ def psnr(mse: Tensor) -> Tensor:
     return -10 * torch.log10(mse.clamp(min=1e-12))
 
 
-def ssim(forecast: Tensor, truth: Tensor) -> Tensor:
+def ssim(forecast: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
     """Structural similarity of each patient in cubes of 7³ voxels, `(B,)`, for a data range of 1.
 
     Args:
-        forecast: `(B, C, D, H, W)`, at least 7 voxels an axis.
+        forecast: `(B, C, D, H, W)`; where an axis has fewer than 7 voxels, cubes have as many as there are.
         truth: of the same shape.
+        mask: `(B, 1, D, H, W)` bool: cubes whose centre lies there count; None counts all. NaN where there is none.
 
     Source: Wang et al. 2004, with the sample covariance and without borders, as scikit-image computes it.
     """
@@ -67,7 +68,13 @@ def ssim(forecast: Tensor, truth: Tensor) -> Tensor:
     similarity = ((2 * mean_x * mean_y + c1) * (2 * cov + c2)) / (
         (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
     )
-    return similarity.flatten(1).mean(dim=1).float()
+    if mask is None:
+        return similarity.flatten(1).mean(dim=1).float()
+    inside = mask
+    for axis, (edge, centres) in enumerate(zip(window, similarity.shape[2:], strict=True), start=2):
+        inside = inside.narrow(axis, (edge - 1) // 2, centres)
+    inside = inside.to(similarity.dtype).expand_as(similarity)
+    return ((similarity * inside).flatten(1).sum(dim=1) / inside.flatten(1).sum(dim=1)).float()
 
 
 def changing_region(scans: Tensor, truth: Tensor, threshold: float = CHANGE) -> Tensor:
@@ -99,4 +106,5 @@ def scores(forecast: Tensor, truth: Tensor, *, region: Tensor | None = None) -> 
     if region is not None:
         inside = mean_squared_error(forecast, truth, region)
         found |= {"region_mse": inside, "region_nrmse": nrmse(inside), "region_psnr": psnr(inside)}
+        found["region_ssim"] = ssim(forecast, truth, region)
     return found

@@ -20,10 +20,10 @@ class Normalization:
     high: tuple[float, ...]
 
     @classmethod
-    def of(cls, volumes: np.ndarray) -> Normalization:
-        """From the 0.5th and 99.5th percentile of the context scans `(T, C, D, H, W)`."""
-        ends = np.nanpercentile(volumes, [0.5, 99.5], axis=(0, 2, 3, 4))
-        low, high = ends[0], np.where(ends[1] > ends[0], ends[1], ends[0] + 1.0)
+    def of(cls, volumes: np.ndarray, ends: tuple[float, float] = (0.5, 99.5)) -> Normalization:
+        """From two percentiles of the context scans `(T, C, D, H, W)`, which become 0 and 1."""
+        found = np.nanpercentile(volumes, ends, axis=(0, 2, 3, 4))
+        low, high = found[0], np.where(found[1] > found[0], found[1], found[0] + 1.0)
         return cls(tuple(float(v) for v in low), tuple(float(v) for v in high))
 
     def apply(self, volumes: np.ndarray) -> np.ndarray:

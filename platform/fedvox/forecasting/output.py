@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ Written = dict[str, str]
 
 
 def write_forecast(found: Forecast, output: Path, provenance: dict[str, Any]) -> Written:
-    """Writes a forecast's files, each atomically; the side-car last.
+    """Writes a forecast's files, each atomically; the side-car last. Volumes of an earlier forecast are replaced.
 
     Args:
         found: the forecast.
@@ -48,10 +49,23 @@ def write_forecast(found: Forecast, output: Path, provenance: dict[str, Any]) ->
             write_image(volume, geometry, header, target)
             written[f"{kind}{suffix}"] = target.uri
     written |= _pictures(found, folder, geometry)
+    _leave_nothing_older(folder, written)
     side_car = {**found.as_dict(), **provenance, "files": written}
     target = folder.child("forecast.json")
     storage.write_atomic(target, (json.dumps(without_nan(side_car), indent=1, default=str) + "\n").encode())
     return {**written, "side-car": target.uri}
+
+
+def _leave_nothing_older(folder: Location, written: Written) -> None:
+    """Deletes volumes of an earlier forecast in this folder that the new one lacks: they would seem to belong to it."""
+    kept = set(written.values())
+    for file in storage.list_files(folder, recursive=False):
+        name = file.path.rsplit("/", 1)[-1]
+        if (
+            re.fullmatch(r"(forecast|uncertainty)(_\d{4})?\.nii\.gz", name)
+            and folder.child(name).uri not in kept
+        ):
+            storage.delete(folder.child(name))
 
 
 def _pictures(found: Forecast, folder: Location, geometry: Geometry) -> Written:

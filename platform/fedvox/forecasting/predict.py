@@ -113,8 +113,9 @@ def forecast(
 
     Raises:
         DataError: every scan is from after that time, or model and patient differ in channels or kind of time.
-        ConfigError: draws of a model that is a regression.
+        ConfigError: draws of what has one answer only, or a single draw.
     """
+    _check_draws(model, draws)
     context = sequence.before(time)
     context = context.take(np.flatnonzero(context.valid))
     notes = list(_notes(sequence, context, time, model))
@@ -124,11 +125,6 @@ def forecast(
             _baseline(context, time, BASELINES[method]), None, time, method, context, tuple(notes)
         )
     _check_channels(context, model.info)
-    if draws and model.info.flow["objective"] == "regression":
-        raise ConfigError(
-            "--uncertainty needs a flow, and this model is a regression, which has one answer only",
-            "Leave --uncertainty out, or use a model that was trained with flow.objective flow.",
-        )
     normalization = Normalization.of(context.volumes)
     volume, spread, trust = _tiled(
         context, time, model, normalization, tiling or Tiling(), draws, seed, on_tile
@@ -136,13 +132,33 @@ def forecast(
     if trust is not None and trust < LITTLE_TRUST:
         notes.append(
             f"only {trust:.0%} of the predicted change was applied: the model predicts this patient's own scans badly "
-            "from those before them"
+            "from each other"
         )
     return Forecast(
         normalization.undo(volume.numpy()),
         None if spread is None else normalization.undo_spread(spread.numpy()),
         time, str(model.info.flow["method"]), context, tuple(notes), trust,
     )  # fmt: skip
+
+
+def _check_draws(model: Model | str, draws: int) -> None:
+    if not draws:
+        return
+    if draws == 1:
+        raise ConfigError(
+            "--uncertainty 1: one draw has no spread", "Draw at least two, better eight or more."
+        )
+    if isinstance(model, str) or model.info.flow["objective"] == "regression":
+        what = f"the baseline {model}" if isinstance(model, str) else "this model, a regression,"
+        raise ConfigError(
+            f"--uncertainty needs a flow, and {what} has one answer only",
+            "Leave --uncertainty out, or use a model that was trained with flow.objective flow.",
+        )
+    if not model.info.flow["sigma"]:
+        raise ConfigError(
+            "--uncertainty: the model was trained without noise (flow.sigma 0), so that all draws are the same",
+            "Leave --uncertainty out, or train with flow.sigma above 0.",
+        )
 
 
 def _notes(sequence: Sequence4D, context: Sequence4D, time: float, model: Model | str) -> list[str]:
@@ -167,12 +183,13 @@ def _notes(sequence: Sequence4D, context: Sequence4D, time: float, model: Model 
 
 
 def _baseline(context: Sequence4D, time: float, baseline: Baseline) -> np.ndarray:
-    normalization = Normalization.of(context.volumes)
+    if baseline is BASELINES["lci"]:
+        return np.asarray(context.volumes[-1], np.float32)  # to the last bit, not by way of the normalisation
+    # Baselines keep within 0 and 1: here that is all that was seen, lest the brightest voxels be cut off.
+    normalization = Normalization.of(context.volumes, ends=(0, 100))
     scans = torch.from_numpy(normalization.apply(context.volumes))[None]
     times = torch.tensor(context.times[None], dtype=torch.float32)
     found = baseline(scans, times, torch.ones(1, len(context), dtype=torch.bool), torch.tensor([time]))
-    if baseline is BASELINES["lci"]:
-        return np.asarray(context.volumes[-1], np.float32)  # to the last bit, not by way of the normalisation
     return normalization.undo(found[0].numpy())
 
 
@@ -262,8 +279,17 @@ class _TileForecast:
 
 
 def patch_of(size: Sequence[int], model: Model, tiling: Tiling) -> Size3:
-    """The tile's size: as asked for or as in training, no larger than the volume needs, and one the network takes."""
+    """The tile's size: as asked for or as in training, no larger than the volume needs, and one the network takes.
+
+    Raises:
+        ConfigError: an edge is 0.
+    """
     wanted = tiling.patch_size or model.info.size
+    if min(wanted) < 1:
+        raise ConfigError(
+            f"--patch-size {','.join(map(str, wanted))} has an empty edge",
+            "Give D,H,W in voxels, such as 32,32,32.",
+        )
     edges = []
     for have, want, divisor in zip(size, wanted, model.network.divisor, strict=True):
         edges.append(-(-min(have, want) // divisor) * divisor)

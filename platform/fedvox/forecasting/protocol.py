@@ -19,7 +19,7 @@ from fedvox.errors import DataError
 from fedvox.forecasting.sequence import Sequence4D
 from fedvox.storage import Location
 
-SCHEMA = "fedvox.forecast.plan/1"
+SCHEMA = "fedvox.forecast.plan/2"
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,24 @@ class PlannedForecast:
         patient: name.
         target: index of the scan to forecast.
         context: indices of the scans that may be used, ascending.
+        times: of the context scans and, last, of the target, by which a plan is known to be of these scans.
     """
 
     patient: str
     target: int
     context: tuple[int, ...]
+    times: tuple[float, ...]
+
+    def fits(self, sequence: Sequence4D) -> bool:
+        """Whether the patient's scans are still those that the plan was drawn for."""
+        rows = (*self.context, self.target)
+        return (
+            len(self.context) > 0
+            and len(self.times) == len(rows)
+            and min(rows) >= 0
+            and max(rows[:-1]) < self.target < len(sequence)
+            and np.allclose(sequence.times[list(rows)], self.times)
+        )
 
 
 def patient_folds(patients: Sequence[str], folds: int) -> list[tuple[str, ...]]:
@@ -74,7 +87,9 @@ def plan_forecasts(
             kept = before[rng.random(len(before)) >= missing]
             if len(kept) < 2:
                 kept = np.sort(rng.permutation(before)[:2])
-            planned.append(PlannedForecast(sequence.patient, int(rows[place]), tuple(int(r) for r in kept)))
+            chosen, target = tuple(int(r) for r in kept), int(rows[place])
+            times = tuple(float(t) for t in sequence.times[[*chosen, target]])
+            planned.append(PlannedForecast(sequence.patient, target, chosen, times))
     return planned
 
 
@@ -95,7 +110,12 @@ def read_plan(location: Location) -> list[PlannedForecast]:
         if value["schema"] != SCHEMA:
             raise ValueError(f"schema {value['schema']!r}")
         return [
-            PlannedForecast(one["patient"], int(one["target"]), tuple(int(i) for i in one["context"]))
+            PlannedForecast(
+                one["patient"],
+                int(one["target"]),
+                tuple(int(i) for i in one["context"]),
+                tuple(float(t) for t in one["times"]),
+            )
             for one in value["forecasts"]
         ]
     except (ValueError, KeyError, TypeError) as error:

@@ -110,7 +110,7 @@ def _read(folder: Location) -> ForecastInfo:
             "Name a run of `fedvox forecast --config`, or its `final` folder.",
         )
     try:
-        value = json.loads(storage.read_bytes(location))
+        value = dict(json.loads(storage.read_bytes(location)))
         if value.pop("schema") != SCHEMA:
             raise CheckpointError(
                 f"{location.uri} is no forecasting model ({SCHEMA})",

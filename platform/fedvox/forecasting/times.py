@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+
 from fedvox.errors import ConfigError, DataError
 from fedvox.forecasting.loaders.layouts import days_between, parse_date
 from fedvox.forecasting.sequence import UNITS, Sequence4D
@@ -31,21 +34,30 @@ def converted(time: float, unit: str, to: str) -> float:
     return time * _SECONDS[unit] / _SECONDS[to]
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ConfigError(f"--time {text} is no time", "Give a number, or a date such as 2024-01-31.")
+    return number
+
+
 def asked_time(text: str, unit: str | None, sequence: Sequence4D) -> float:
     """The time that a user asks for, in the sequence's unit.
 
     Args:
-        text: a number, or a date.
+        text: a number, or a date; eight digits are a date where the scans have dates and no unit is given.
         unit: of a number; None takes the sequence's.
         sequence: the patient.
 
     Raises:
-        ConfigError: neither number nor date, or a date where the scans have none.
+        ConfigError: neither a finite number nor a date, or a date where the scans have none.
     """
-    try:
-        return converted(float(text), unit or sequence.unit, sequence.unit)
-    except ValueError:
-        pass
+    dated = sequence.origin is not None and unit is None and re.fullmatch(r"\d{8}(\d{6})?", text.strip())
+    if not dated:
+        try:
+            return converted(_finite(text), unit or sequence.unit, sequence.unit)
+        except ValueError:
+            pass
     try:
         date = parse_date(text, "--time")
     except DataError as error:

@@ -281,7 +281,10 @@ def fitted_trust(session: ForecastSession) -> Trust | None:
 def looks_back_only(config: ForecastConfig) -> bool:
     """Whether training asks only for scans after those of the context: TFM's slots cannot say anything else."""
     simulated = config.data.simulated
-    after = not config.data.interpolate if simulated is None else simulated.target == "after"
+    if simulated is None:
+        after = not config.data.interpolate
+    else:
+        after = simulated.target == "after" or simulated.schedule == "regular"  # the next point of the grid
     return config.flow.method == "tfm" or after
 
 

@@ -11,6 +11,7 @@ from fedvox.forecasting.flow import Forecaster, flow_loss, interpolate, path_poi
 from fedvox.forecasting.release import build_network
 from fedvox.forecasting.solvers import integrate
 from fedvox.forecasting.time_encoding import TimeEncoder, carried_times
+from fedvox.forecasting.trust import Trust
 from fedvox.forecasting.velocity import VelocityNetwork
 
 SMALL = NetworkSection(widths=(8, 16), embedding=8)
@@ -168,11 +169,24 @@ def test_company_in_a_batch_changes_no_patients_result(method):
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     examples, order = batch(patients=4), torch.tensor([2, 0, 3, 1])
-    forecaster = Forecaster(net, flow, SolverSection())
+    forecaster = Forecaster(net, flow, SolverSection(), Trust(1e-3, past_only=False))
     together, shuffled = forecaster(*given(examples)), forecaster(*given(examples.take(order)))
     assert torch.allclose(together[order], shuffled, atol=1e-5)
     alone = forecaster(*given(examples.take(torch.tensor([1]))))
     assert torch.allclose(together[1:2], alone, atol=1e-5)
+
+
+def test_the_steps_of_an_adaptive_solver_are_those_of_each_patient():
+    torch.manual_seed(0)
+    flow, solver = FlowSection(), SolverSection(name="adaptive", tolerance=1e-3)
+    net = build_network(flow, SMALL, 1)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    net.velocity_scale.fill_(5)
+    examples = batch(patients=3)
+    forecaster = Forecaster(net, flow, solver)
+    alone = forecaster(*given(examples.take(torch.tensor([1]))))
+    assert torch.allclose(forecaster(*given(examples))[1:2], alone, atol=2e-5)
 
 
 def test_a_shuffled_batch_has_the_same_losses_because_pairs_stay_together():

@@ -56,6 +56,30 @@ def test_sessions_of_bids_take_their_times_from_the_sessions_table(tmp_path, sav
     assert [file.rsplit("ses-", 1)[1][0] for file in found.files] == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    ("table", "unit", "told"),
+    [
+        ("session_id\tacq_time\nses-1\tn/a\nses-4\tn/a\n", "months", ("months", [1, 4])),
+        ("session_id\tacq_time\tdays\nses-1\tn/a\t10\nses-4\tn/a\t70\n", None, ("days", [10, 70])),
+        ("session_id\tdays\nses-1\t10\nses-4\tn/a\n", "months", ("months", [1, 4])),
+    ],
+)
+def test_sessions_whose_table_lacks_values_take_the_next_column_that_all_have(
+    tmp_path, save_nifti, table, unit, told
+):
+    for session in ("ses-1", "ses-4"):
+        save_nifti(tmp_path / "sub-01" / session / "anat" / "T1w.nii.gz", np.ones((4, 4, 4)))
+    (tmp_path / "sub-01" / "sub-01_sessions.tsv").write_text(table)
+    found = load_sequence(tmp_path / "sub-01", unit=unit)
+    assert (found.unit, found.times.tolist()) == told
+
+
+@pytest.mark.parametrize("layout", ["table", "cine", "bids", "acdc", "isles", "lumiere", "else"])
+def test_a_folder_that_is_not_of_the_named_layout_is_refused(tmp_path, layout):
+    (tmp_path / "notes.txt").write_text("nothing")
+    refused("no_sequence", lambda: load_sequence(tmp_path, layout=layout))
+
+
 def test_the_public_sets_are_read_in_their_own_layouts(tmp_path, save_nifti):
     cine = np.random.default_rng(0).random((6, 6, 4, 8))
     save_nifti(tmp_path / "acdc" / "patient001" / "patient001_4d.nii.gz", cine, unit="unknown")
@@ -225,8 +249,13 @@ def test_times_convert_between_units_of_length_only(patient):
     sequence = load_sequence(patient())
     assert asked_time("2024-02-05", None, sequence) == 31
     assert asked_time("2", "weeks", sequence) == 14
+    assert asked_time("20240205", None, sequence) == 31
+    assert asked_time("20240205", "days", sequence) == 20240205
     with pytest.raises(ConfigError, match="no date"):
         asked_time("soon", None, sequence)
+    for never in ("nan", "inf"):
+        with pytest.raises(ConfigError, match="is no time"):
+            asked_time(never, None, sequence)
 
 
 def test_normalisation_is_undone_exactly_enough():

@@ -3,25 +3,29 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from fedvox.errors import ConfigError, DataError
+from fedvox.errors import CheckpointError, ConfigError, DataError
 from fedvox.forecasting.config import SolverSection
+from fedvox.forecasting.flow import Forecaster
 from fedvox.forecasting.loaders import load_sequence
+from fedvox.forecasting.normalization import Normalization
 from fedvox.forecasting.predict import Model, Tiling, forecast
-from fedvox.forecasting.release import load_release
+from fedvox.forecasting.release import flow_of, load_release
+from fedvox.forecasting.trust import Trust
+from fedvox.storage import locate
 
 
 def fresh_model(trained, unit="days", aggregate="last"):
     """The trained model without its training: exactly no change, whatever the tiles."""
-    from dataclasses import replace
-
     from fedvox.forecasting.config import NetworkSection
-    from fedvox.forecasting.release import build_network, flow_of
+    from fedvox.forecasting.release import build_network
 
     _, info = load_release(str(trained))
     network = build_network(flow_of(info), NetworkSection(widths=(8, 16), embedding=8), 1).eval()
@@ -59,6 +63,89 @@ def test_linear_extrapolation_is_in_the_units_of_the_scans(patient):
     found = forecast(sequence, 3.0, "linear")
     inside = (sequence.volumes[0] > 10) & (sequence.volumes[0] < 90)
     assert np.allclose(found.volume[inside], sequence.volumes[2][inside] + 1, atol=0.05)
+
+
+def test_baselines_leave_voxels_as_bright_as_they_are(patient):
+    sequence = load_sequence(patient(days=(0, 1, 2)))
+    sequence.volumes[:, 0, 0, 0, 0] = 5000  # brighter than any percentile, and unchanging
+    for name in ("linear", "spline", "mean"):
+        assert forecast(sequence, 3.0, name).volume[0, 0, 0, 0] == pytest.approx(5000, rel=1e-4)
+
+
+def shaken(trained, **changes):
+    """The trained model's network with weights that make it see change, and another description."""
+    network, info = load_release(str(trained))
+    torch.manual_seed(0)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return Model(network, replace(info, unit="days", **changes), SolverSection())
+
+
+@pytest.mark.parametrize("past_only", [True, False])
+def test_trust_is_that_of_the_study(trained, patient, past_only):
+    model = shaken(trained)
+    model.network.velocity_scale.fill_(50)  # so that it sees too much change
+    sequence = load_sequence(patient(shape=(8, 8, 8), days=(0, 30, 70)))
+    normalization = Normalization.of(sequence.volumes)
+    scans = torch.from_numpy(normalization.apply(sequence.volumes))[None]
+    times, there = torch.tensor([[0.0, 30.0, 70.0]]), torch.ones(1, 3, dtype=torch.bool)
+    study = Forecaster(model.network, flow_of(model.info), model.solver)
+    told = study.evidence(scans, times, there, past_only=past_only)
+    study.trust = Trust(float(told.predicted), past_only)
+    weight = study.weight(scans, times, there)
+    found = forecast(sequence, 100.0, replace(model, info=replace(model.info, trust=study.trust)))
+    assert found.trust == pytest.approx(float(weight), rel=1e-5)
+    assert 0 < found.trust < 1
+    expected = normalization.undo(study(scans, times, there, torch.tensor([100.0]))[0].numpy())
+    assert np.allclose(found.volume, expected, rtol=1e-4, atol=1e-2)
+
+
+def test_a_volume_in_tiles_has_one_trust_between_those_of_its_tiles(trained, patient):
+    model = shaken(trained, trust=Trust(1e-2, past_only=False))
+    sequence = load_sequence(patient(shape=(16, 8, 8)))
+    normal = torch.from_numpy(Normalization.of(sequence.volumes).apply(sequence.volumes))[None]
+    given = torch.tensor(sequence.times[None], dtype=torch.float32), torch.ones(1, 3, dtype=torch.bool)
+    study = Forecaster(model.network, flow_of(model.info), model.solver, model.info.trust)
+    each = [float(study.weight(normal[..., part], *given)) for part in (slice(8), slice(8, 16))]
+    found = forecast(sequence, 120.0, model, tiling=Tiling((8, 8, 8), 0.0)).trust
+    assert min(each) <= found <= max(each)
+
+
+def test_draws_that_would_say_nothing_are_refused(trained, patient):
+    sequence, model = load_sequence(patient()), shaken(trained)
+    silent = replace(model, info=replace(model.info, flow=model.info.flow | {"sigma": 0.0}))
+    direct = replace(model, info=replace(model.info, flow=model.info.flow | {"objective": "regression"}))
+    for one, draws, told in (
+        (model, 1, "one draw"), (silent, 4, "without noise"), (direct, 4, "regression"), ("mean", 4, "baseline mean"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=told):
+            forecast(sequence, 120.0, one, draws=draws)
+
+
+def test_tiles_without_voxels_are_refused(trained, patient):
+    with pytest.raises(ConfigError, match="empty edge"):
+        forecast(load_sequence(patient()), 120.0, fresh_model(trained), tiling=Tiling((0, 8, 8)))
+
+
+def test_a_folder_keeps_nothing_of_an_earlier_forecast(trained, patient, tmp_path):
+    from fedvox.forecasting.output import write_forecast
+
+    sequence, model = load_sequence(patient()), shaken(trained)
+    write_forecast(forecast(sequence, 120.0, model, draws=2), tmp_path / "out", {})
+    assert (tmp_path / "out" / "uncertainty.nii.gz").is_file()
+    write_forecast(forecast(sequence, 120.0, model), tmp_path / "out", {})
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "forecast.nii.gz", "forecast.json", "forecast.gif", "difference.png",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "content", ["null", "[]", "{", '{"schema": "fedvox.forecast/1"}', '{"schema": "other"}']
+)
+def test_a_description_that_is_none_is_refused(tmp_path, content):
+    (tmp_path / "model.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"model\.json"):
+        load_release(str(tmp_path))
 
 
 def test_a_model_for_another_kind_of_time_is_refused(trained, patient):
@@ -143,6 +230,59 @@ def test_a_plan_for_scans_that_have_gone_is_refused(patient, tmp_path):
     patient(name="a", days=(0, 20))
     with pytest.raises(DataError, match=r"plan\.json names patients or scans that are not there: a"):
         evaluate_cohort(tmp_path / "cohort", "lci", tmp_path / "scores")
+
+
+def test_a_plan_for_other_scans_is_refused_and_so_are_two_patients_of_one_name(patient, tmp_path):
+    from fedvox.forecasting.evaluate import evaluate_cohort, planned_cohort
+
+    patient(name="a", days=(0, 20, 45))
+    output = locate(str(tmp_path / "scores"))
+    _, planned = planned_cohort(tmp_path / "cohort", output)
+    assert not (tmp_path / "scores").exists()
+    evaluate_cohort(tmp_path / "cohort", "lci", tmp_path / "scores")
+    assert planned_cohort(tmp_path / "cohort", output, seed=5)[1] == planned
+    patient(
+        name="a", days=(-9, 0, 20, 45)
+    )  # a scan before them came to light: the numbers of scans mean others now
+    with pytest.raises(DataError, match=r"plan\.json names patients or scans that are not there: a"):
+        evaluate_cohort(tmp_path / "cohort", "lci", tmp_path / "scores")
+    for folder in ("b", "c"):
+        found = patient(name=folder, table="json")
+        (found / "series.json").write_text(
+            (found / "series.json").read_text().replace(f'"{folder}"', '"twin"')
+        )
+    with pytest.raises(DataError, match="another patient 'twin'"):
+        planned_cohort(tmp_path / "cohort", locate(str(tmp_path / "new")))
+
+
+def test_a_region_that_only_some_patients_have_is_scored_for_these(patient, save_nifti, tmp_path):
+    from fedvox.forecasting.evaluate import evaluate_cohort
+
+    patient(name="a", days=(0, 20, 45))
+    folder = patient(name="b", days=(0, 20, 45), roi=["roi.nii.gz"] * 3)
+    save_nifti(folder / "roi.nii.gz", np.ones((8, 10, 12)))
+    found = evaluate_cohort(tmp_path / "cohort", "mean", tmp_path / "scores")["methods"]["mean"]
+    assert found["mean"]["roi_ssim"] < 1
+    assert found["relative_to_lci"]["roi_mse"]["value"] > 0
+
+
+@pytest.mark.parametrize(
+    "options", [{"time": "3"}, {"uncertainty": 4}, {"input_": "somebody"}, {"model": "runs/x"}]
+)
+def test_what_does_not_go_with_an_evaluation_is_refused(options):
+    from fedvox.commands.forecast import forecast as command
+
+    with pytest.raises(ConfigError):
+        command(evaluate="cohort", baseline="lci", output="out", **options)
+
+
+def test_a_dry_run_of_an_evaluation_writes_nothing(patient, tmp_path, capsys):
+    from fedvox.commands.forecast import forecast as command
+
+    patient(name="a", days=(0, 20, 45))
+    command(evaluate=tmp_path / "cohort", baseline="lci", output=tmp_path / "scores", dry_run=True, set_=None)
+    assert capsys.readouterr().out == "a: the scan at 45 from those at 0, 20\n"
+    assert not (tmp_path / "scores").exists()
 
 
 def test_the_gain_over_lci_is_tested_as_scipy_does():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedvox.forecasting.baselines import BASELINES, last_context_image, linear, mean_context, spline
-from fedvox.forecasting.metrics import changing_region, mean_squared_error, nrmse, psnr, ssim
+from fedvox.forecasting.metrics import changing_region, mean_squared_error, nrmse, psnr, scores, ssim
 from fedvox.forecasting.simulation import SIMULATIONS, TEST, Schedule, Simulated
 from fedvox.forecasting.simulation.heart import contraction
 from fedvox.forecasting.simulation.shapes import grid, inside
@@ -123,6 +123,13 @@ def test_metrics_are_those_of_the_formulas_and_of_scikit_image():
     assert float(nrmse(mse)) == pytest.approx(math.sqrt(float(mse)), rel=1e-6)
     expected = metrics.structural_similarity(truth[0, 0], forecast[0, 0], data_range=1.0)
     assert float(ssim(a, b)) == pytest.approx(expected, rel=1e-3)
+    _, local = metrics.structural_similarity(truth[0, 0], forecast[0, 0], data_range=1.0, full=True)
+    region = np.zeros(truth.shape, bool)
+    region[..., 2:7, 5:9, 4:11] = True  # beyond the border of 3 voxels on one side
+    inside = local[3:7, 5:9, 4:11].mean()
+    assert float(scores(a, b, region=torch.from_numpy(region))["region_ssim"]) == pytest.approx(
+        inside, rel=1e-3
+    )
 
 
 def test_errors_in_a_region_see_only_that_region_and_an_empty_region_has_none():

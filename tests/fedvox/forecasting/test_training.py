@@ -40,7 +40,9 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(tmp_path, tiny_conf
     result = training.train(parts, World())
     assert result.step == 4
     assert losses(parts) == losses(whole)
-    first, second = (load_release(str(tmp_path / name))[0].state_dict() for name in ("whole", "parts"))
+    (first, told), (second, again) = (load_release(str(tmp_path / name)) for name in ("whole", "parts"))
+    assert told.trust == again.trust
+    first, second = first.state_dict(), second.state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -74,6 +76,34 @@ def test_patients_on_disk_are_learnt_from_and_the_held_out_fold_judges(tmp_path,
     mixed = config_of(tiny_config(tmp_path, "mixed", data={"folder": data["folder"]}))
     with pytest.raises(DataError, match=r"data\.size"):
         ray_shell.run(mixed, training)
+
+
+def test_no_held_out_patient_is_learnt_from_nor_a_learnt_one_asked_for_trust(tmp_path, patient, tiny_config):
+    for name in ("p1", "p2", "p3", "p4"):
+        patient(name=name)
+    data = {"folder": str(tmp_path / "cohort"), "size": [8, 8, 8], "folds": 4, "fold": 1}
+    source = training.open_source(config_of(tiny_config(tmp_path, "files", data=data)))
+    learnt, held = ({s.patient for s in part} for part in (source.training, source.validation))
+    assert learnt.isdisjoint(held)
+    assert learnt | held == {"p1", "p2", "p3", "p4"}
+    scans = [{v.tobytes() for s in part for v in s.volumes} for part in (source.training, source.validation)]
+    for own, batches in zip(scans, ([source.examples(range(40))], source.held_out(20)), strict=True):
+        targets = {target.numpy().tobytes() for found in batches for target in found.target}
+        assert targets <= own
+
+
+@pytest.mark.parametrize(
+    ("flow", "simulated", "only"),
+    [
+        ({}, {"target": "any"}, False), ({}, {"target": "after"}, True), ({}, {"schedule": "regular"}, True),
+        ({"method": "tfm"}, {"target": "any"}, True),
+    ],
+)  # fmt: skip
+def test_trust_looks_back_where_training_asked_for_what_came_before(
+    tmp_path, tiny_config, flow, simulated, only
+):
+    config = config_of(tiny_config(tmp_path, "x", flow=flow, data={"simulated": simulated}))
+    assert training.looks_back_only(config) == only
 
 
 def test_a_pretrained_backbone_keeps_its_encoder_and_starts_at_no_change(tmp_path, tiny_config):

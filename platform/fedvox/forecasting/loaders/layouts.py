@@ -48,6 +48,13 @@ def load_sequence(path: Path | str, *, layout: Layout = "auto", unit: str | None
             code="no_sequence",
             file=str(path),
         )
+    if not _FITS[found](path):
+        raise DataError(
+            f"{path} is no patient of layout {found!r}",
+            "See docs/forecasting.md for how each layout looks, or leave --layout out.",
+            code="no_sequence",
+            file=str(path),
+        )
     return _READERS[found](path, unit)
 
 
@@ -233,18 +240,27 @@ def _bids(path: Path, unit: str | None) -> Sequence4D:
     for session in sorted(path.glob("ses-*")):
         image = _first(session, ("anat/*T1w.nii*", "anat/*.nii*", "*/*.nii*", "*.nii*"))
         if image is not None:
-            row = known.get(session.name, {})
-            date = row.get("acq_time") or row.get("date")
-            rows.append({"date": date, "time": row.get("time") or row.get("days") or _number(session.name)})
+            rows.append({**known.get(session.name, {}), "session": _number(session.name)})
             files.append(image)
     source = table or path
-    stated = None
-    if table is None or not all(row["date"] for row in rows):
-        rows = [{"time": row["time"]} for row in rows]
-        stated = "days" if any("days" in row for row in known.values()) else None
+    rows, stated = _session_times(rows)
     times, found = _times(rows, stated, unit, source)
     scans = [Scan(str(file), time) for file, time in zip(files, times, strict=True)]
     return replace(sequence_of(path.name, scans, found), origin=_origin(rows, source))
+
+
+def _session_times(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str | None]:
+    """Dates or times of sessions by the first column that all of them have, and the unit that it says.
+
+    `n/a` is how BIDS writes that there is no value.
+    """
+    for column, key, unit in (
+        ("acq_time", "date", None), ("date", "date", None), ("time", "time", None), ("days", "time", "days"),
+    ):  # fmt: skip
+        values = [row.get(column) for row in rows]
+        if all(value not in (None, "", "n/a") for value in values):
+            return [{key: value} for value in values], unit
+    return [{"time": row["session"]} for row in rows], None
 
 
 def _acdc(path: Path, unit: str | None) -> Sequence4D:
