@@ -126,7 +126,7 @@ def scored(
 ) -> dict[str, float]:
     """The metrics of one planned forecast, in normalised units of its context."""
     context = sequence.take(np.array(one.context))
-    found = forecast(context, float(sequence.times[one.target]), model, tiling=tiling)
+    found = forecast(one.history(sequence), float(sequence.times[one.target]), model, tiling=tiling)
     normalization = Normalization.of(context.volumes)
 
     def normal(volume: np.ndarray) -> Tensor:

@@ -116,8 +116,8 @@ def forecast(
         ConfigError: draws of what has one answer only, or a single draw.
     """
     _check_draws(model, draws)
-    context = sequence.before(time)
-    context = context.take(np.flatnonzero(context.valid))
+    history = sequence.before(time)
+    context = history.take(np.flatnonzero(history.valid))
     notes = list(_notes(sequence, context, time, model))
     if len(context) == 1 or isinstance(model, str):
         method = "lci" if len(context) == 1 else str(model)
@@ -127,7 +127,7 @@ def forecast(
     _check_channels(context, model.info)
     normalization = Normalization.of(context.volumes)
     volume, spread, trust = _tiled(
-        context, time, model, normalization, tiling or Tiling(), draws, seed, on_tile
+        history, time, model, normalization, tiling or Tiling(), draws, seed, on_tile
     )
     if trust is not None and trust < LITTLE_TRUST:
         notes.append(
@@ -204,14 +204,14 @@ def _check_channels(context: Sequence4D, info: ForecastInfo) -> None:
 
 
 def _tiled(
-    context: Sequence4D, time: float, model: Model, normalization: Normalization, tiling: Tiling, draws: int,
+    history: Sequence4D, time: float, model: Model, normalization: Normalization, tiling: Tiling, draws: int,
     seed: int, on_tile: Callable[[int, int], None] | None,
 ) -> tuple[Tensor, Tensor | None, float | None]:  # fmt: skip
     """Forecast and spread `(C, D, H, W)` in normalised units, and the trust, which is one for all tiles."""
-    scans = torch.from_numpy(normalization.apply(context.volumes))
+    scans = torch.from_numpy(normalization.apply(history.volumes))
     grid = WindowGrid.of(scans.shape[2:], patch_of(scans.shape[2:], model, tiling), tiling.overlap)
     padded = _padded(scans, grid)
-    step = _TileForecast(model, context, time, draws, seed)
+    step = _TileForecast(model, history, time, draws, seed)
     passes = 1 if model.info.trust is None else 2
     done = itertools.count(1)
 
@@ -250,16 +250,16 @@ def _weight(
 
 
 class _TileForecast:
-    """Forecasts a tile `(T, C, d, h, w)`: mean and, with draws, spread."""
+    """Forecasts a tile `(T, C, d, h, w)`: mean and, with draws, spread. Missing scans are visits too, to TFM."""
 
-    def __init__(self, model: Model, context: Sequence4D, time: float, draws: int, seed: int) -> None:
+    def __init__(self, model: Model, history: Sequence4D, time: float, draws: int, seed: int) -> None:
         self.device = next(model.network.parameters()).device
         self.forecaster = Forecaster(model.network, flow_of(model.info), model.solver)
         unit = model.info.unit
-        times = [converted(float(t), context.unit, unit) for t in context.times]
+        times = [converted(float(t), history.unit, unit) for t in history.times]
         self.times = torch.tensor([times], device=self.device, dtype=torch.float32)
-        self.valid = torch.ones_like(self.times, dtype=torch.bool)
-        self.target = torch.tensor([converted(time, context.unit, unit)], device=self.device)
+        self.valid = torch.tensor(history.valid[None], device=self.device)
+        self.target = torch.tensor([converted(time, history.unit, unit)], device=self.device)
         self.draws, self.seed = draws, seed
 
     def evidence(self, tile: Tensor, *, past_only: bool) -> Evidence:

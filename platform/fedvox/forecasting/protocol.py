@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -37,6 +37,11 @@ class PlannedForecast:
     target: int
     context: tuple[int, ...]
     times: tuple[float, ...]
+
+    def history(self, sequence: Sequence4D) -> Sequence4D:
+        """The patient's visits before the target from the first of the context on, those between it as missing."""
+        rows = np.arange(self.context[0], self.target)
+        return replace(sequence, valid=np.isin(np.arange(len(sequence)), self.context)).take(rows)
 
     def fits(self, sequence: Sequence4D) -> bool:
         """Whether the patient's scans are still those that the plan was drawn for."""

@@ -12,21 +12,18 @@ import torch
 from PIL import Image
 
 from fedvox.errors import CheckpointError, ConfigError, DataError
-from fedvox.forecasting.config import SolverSection
+from fedvox.forecasting.config import FlowSection, NetworkSection, SolverSection
 from fedvox.forecasting.flow import Forecaster
 from fedvox.forecasting.loaders import load_sequence
 from fedvox.forecasting.normalization import Normalization
 from fedvox.forecasting.predict import Model, Tiling, forecast
-from fedvox.forecasting.release import flow_of, load_release
+from fedvox.forecasting.release import build_network, flow_of, load_release
 from fedvox.forecasting.trust import Trust
 from fedvox.storage import locate
 
 
 def fresh_model(trained, unit="days", aggregate="last"):
     """The trained model without its training: exactly no change, whatever the tiles."""
-    from fedvox.forecasting.config import NetworkSection
-    from fedvox.forecasting.release import build_network
-
     _, info = load_release(str(trained))
     network = build_network(flow_of(info), NetworkSection(widths=(8, 16), embedding=8), 1).eval()
     return Model(network, replace(info, unit=unit, horizon=60.0), SolverSection(aggregate=aggregate))
@@ -98,6 +95,28 @@ def test_trust_is_that_of_the_study(trained, patient, past_only):
     assert 0 < found.trust < 1
     expected = normalization.undo(study(scans, times, there, torch.tensor([100.0]))[0].numpy())
     assert np.allclose(found.volume, expected, rtol=1e-4, atol=1e-2)
+
+
+def test_a_scan_that_a_plan_leaves_out_is_a_missing_visit(trained, patient):
+    from fedvox.forecasting.evaluate import scored
+    from fedvox.forecasting.metrics import mean_squared_error
+    from fedvox.forecasting.protocol import PlannedForecast
+
+    model = shaken(trained)
+    assert model.info.flow["method"] == "cronos"
+    tfm = model.info.flow | {"method": "tfm"}
+    model = replace(model, network=build_network(FlowSection(**tfm), NetworkSection(widths=(8, 16), embedding=8), 1),
+                    info=replace(model.info, flow=tfm, trust=None))  # fmt: skip
+    for parameter in model.network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    sequence = load_sequence(patient(shape=(8, 8, 8), days=(0, 30, 70, 90)))
+    one = PlannedForecast("p01", 3, (0, 2), (0.0, 70.0, 90.0))
+    normal = torch.from_numpy(Normalization.of(sequence.volumes[[0, 2]]).apply(sequence.volumes))
+    valid = torch.tensor([[True, False, True]])
+    study = Forecaster(model.network, FlowSection(**tfm), model.solver)
+    expected = study(normal[None, :3], torch.tensor([[0.0, 30.0, 70.0]]), valid, torch.tensor([90.0]))
+    error = float(mean_squared_error(expected, normal[3:]))
+    assert scored(sequence, one, model)["mse"] == pytest.approx(error, rel=1e-4)
 
 
 def test_a_volume_in_tiles_has_one_trust_between_those_of_its_tiles(trained, patient):
