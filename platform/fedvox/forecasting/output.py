@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ Written = dict[str, str]
 
 
 def write_forecast(found: Forecast, output: Path, provenance: dict[str, Any]) -> Written:
-    """Writes a forecast's files, each atomically; the side-car last. Volumes of an earlier forecast are replaced.
+    """Writes a forecast's files, each atomically; the side-car last. What is left of an earlier forecast is deleted.
 
     Args:
         found: the forecast.
@@ -57,14 +56,18 @@ def write_forecast(found: Forecast, output: Path, provenance: dict[str, Any]) ->
 
 
 def _leave_nothing_older(folder: Location, written: Written) -> None:
-    """Deletes volumes of an earlier forecast in this folder that the new one lacks: they would seem to belong to it."""
-    kept = set(written.values())
-    for file in storage.list_files(folder, recursive=False):
-        name = file.path.rsplit("/", 1)[-1]
-        if (
-            re.fullmatch(r"(forecast|uncertainty)(_\d{4})?\.nii\.gz", name)
-            and folder.child(name).uri not in kept
-        ):
+    """Deletes what an earlier forecast wrote here and the new one does not: it would seem to belong to the new one."""
+    side_car = folder.child("forecast.json")
+    if not storage.exists(side_car):
+        return
+    try:
+        files = [str(file) for file in json.loads(storage.read_bytes(side_car))["files"].values()]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return  # no side-car of ours: nothing is known to be ours
+    for name in {file.rsplit("/", 1)[-1] for file in files} - {
+        file.rsplit("/", 1)[-1] for file in written.values()
+    }:
+        if storage.exists(folder.child(name)):
             storage.delete(folder.child(name))
 
 

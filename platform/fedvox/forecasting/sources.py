@@ -65,8 +65,9 @@ class SimulatedSource:
 
     @property
     def horizon(self) -> float:
-        """Of the schedule."""
-        return self.simulated.schedule.horizon * self.time_scale
+        """Of the schedule; a regular one reaches the end of the history."""
+        schedule = self.simulated.schedule
+        return (1.0 if schedule.kind == "regular" else schedule.horizon) * self.time_scale
 
     @property
     def digest(self) -> str:
@@ -79,11 +80,14 @@ class SimulatedSource:
 
     def held_out(self, count: int) -> list[Examples]:
         """See `ExampleSource`."""
-        return [replace(self.simulated, seed=VALIDATION_SEED).examples(range(TEST, TEST + count))]
+        patients, end = replace(self.simulated, seed=VALIDATION_SEED), TEST + count
+        return [patients.examples(range(n, min(n + _AT_ONCE, end))) for n in range(TEST, end, _AT_ONCE)]
 
 
 VALIDATION_SEED = 1_000_003
 """Of simulated patients that validate, whatever the run's seed is."""
+_AT_ONCE = 16
+"""Simulated patients of one batch of `held_out`, for the sake of memory."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ The prior is fitted on held-out patients after training, and released with the w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -129,6 +130,8 @@ def fit_prior(held: Iterable[Held], scale: float) -> float | None:
     """
     batches = list(held)
     tried = {c: sum(batch.error(c * scale**2) for batch in batches) for c in (*CANDIDATES, float("inf"))}
+    # Forecasts that are no numbers are worse than any, and those of a model that makes no others are not trusted.
+    tried = {c: error if math.isfinite(error) else math.inf for c, error in tried.items()}
     limit = (1 + TOLERANCE) * min(tried.values())
     chosen = min(c for c, error in tried.items() if error <= limit)
     return chosen * scale**2 if chosen < float("inf") else None

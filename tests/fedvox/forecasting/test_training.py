@@ -106,6 +106,25 @@ def test_trust_looks_back_where_training_asked_for_what_came_before(
     assert training.looks_back_only(config) == only
 
 
+def test_held_out_simulated_patients_come_in_batches_and_are_none_of_training(tmp_path, tiny_config):
+    source = training.open_source(config_of(tiny_config(tmp_path, "x")))
+    batches = source.held_out(20)
+    assert [len(batch) for batch in batches] == [16, 4]
+    assert torch.equal(batches[0].target[:3], source.held_out(3)[0].target)
+    learnt = source.examples(range(20)).target
+    together = torch.cat([batch.target for batch in batches])
+    assert not any(torch.equal(one, other) for one in learnt for other in together)
+
+
+def test_the_latest_time_of_regular_visits_is_the_end_of_the_history(tmp_path, tiny_config):
+    for schedule, end in (("regular", 1.0), ("irregular", 0.85)):
+        source = training.open_source(
+            config_of(tiny_config(tmp_path, "x", data={"simulated": {"schedule": schedule, "size": 8}}))
+        )
+        assert source.horizon == pytest.approx(end)
+        assert float(source.examples(range(60)).target_time.max()) <= end + 1e-6
+
+
 def test_a_pretrained_backbone_keeps_its_encoder_and_starts_at_no_change(tmp_path, tiny_config):
     from fedvox.models.registry import build_model
     from fedvox.storage import locate

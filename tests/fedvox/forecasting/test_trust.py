@@ -101,6 +101,12 @@ def test_there_is_no_prior_where_the_context_misleads():
     assert fit_prior([misled], scale=0.01) is None
 
 
+def test_forecasts_that_are_no_numbers_count_as_the_worst():
+    broken = held([1.0, 0.0])
+    broken = Held(broken.base, broken.change * float("nan"), broken.target, broken.found)
+    assert fit_prior([broken], scale=1.0) == pytest.approx(2.0**-10)
+
+
 @pytest.mark.parametrize("method", ["tfm", "cronos"])
 def test_an_untrained_model_with_a_prior_is_still_the_last_scan_to_the_last_bit(method):
     flow = FlowSection(method=method)
