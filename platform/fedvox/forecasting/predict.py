@@ -168,7 +168,7 @@ def _notes(sequence: Sequence4D, context: Sequence4D, time: float, model: Model 
             "one scan only: the forecast is that scan unchanged (last context image), for lack of anything to "
             "tell change from"
         )
-    later = int((sequence.valid & (sequence.times >= time)).sum())
+    later = int(sequence.valid.sum()) - len(context)
     if later:
         notes.append(
             f"{later} scan(s) from {time:g} {sequence.unit} on were not used: a forecast sees the past only"

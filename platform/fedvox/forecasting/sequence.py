@@ -19,6 +19,9 @@ from fedvox.errors import DataError
 UNITS = ("seconds", "minutes", "hours", "days", "weeks", "months", "years", "cycle", "frames")
 """Units of times; `cycle` is the phase of a gated cycle, from 0 to 1."""
 
+SAME_TIME = 1e-9
+"""Relative difference of times that comes from arithmetic, such as that of `0.7 * 3` and 2.1."""
+
 
 @dataclass(frozen=True)
 class Sequence4D:
@@ -85,20 +88,20 @@ class Sequence4D:
         return (1.0, 1.0, 1.0) if self.geometry is None else self.geometry.spacing_mm
 
     def before(self, time: float) -> Sequence4D:
-        """The scans before a time.
+        """The scans before a time; one that differs from it by rounding alone is not before it.
 
         Raises:
             DataError: there is none: every scan lies in the future of what is asked.
         """
-        kept = (self.times < time) & self.valid
-        if not kept.any():
+        earlier = self.times < time - SAME_TIME * max(1.0, abs(time))
+        if not (earlier & self.valid).any():
             raise DataError(
                 f"{self.patient}: all scans are from {_spelled(self.times[self.valid])} {self.unit}, none from "
                 f"before {time:g}",
                 "Ask for a later time: a forecast needs at least one scan before it.",
                 code="future_only",
             )
-        return self.take(np.flatnonzero(self.times < time))
+        return self.take(np.flatnonzero(earlier))
 
     def take(self, rows: np.ndarray) -> Sequence4D:
         """The scans of these ascending rows."""

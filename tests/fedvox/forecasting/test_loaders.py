@@ -240,6 +240,9 @@ def test_a_sequence_that_is_put_together_by_hand_keeps_the_contract():
     refused("unit_missing", lambda: Sequence4D("p", volumes, np.array([1.0, 3.0]), "", there))
     found = Sequence4D("p", volumes, np.array([1.0, 3.0]), "days", there)
     assert "none from before 0.5" in refused("future_only", lambda: found.before(0.5))
+    assert found.before(np.nextafter(3.0, 4.0)).times.tolist() == [
+        1
+    ]  # the scan that is asked for, but for rounding
 
 
 def test_times_convert_between_units_of_length_only(patient):
