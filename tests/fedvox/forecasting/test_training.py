@@ -1,11 +1,13 @@
 """Training through the loop that all trainings share: resume, refusal, data from files."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from fedvox.config import validate
+from fedvox.config import load_config, validate
 from fedvox.errors import CheckpointError, ConfigError, DataError, Preempted
 from fedvox.forecasting import training
 from fedvox.forecasting.config import ForecastConfig
@@ -13,6 +15,8 @@ from fedvox.forecasting.release import load_release
 from fedvox.training import ray_shell
 from fedvox.training.run_directory import RunDirectory
 from fedvox.training.world import World
+
+ROOT = Path(__file__).parents[3]
 
 
 def config_of(values):
@@ -123,6 +127,35 @@ def test_the_latest_time_of_regular_visits_is_the_end_of_the_history(tmp_path, t
         )
         assert source.horizon == pytest.approx(end)
         assert float(source.examples(range(60)).target_time.max()) <= end + 1e-6
+
+
+@pytest.mark.parametrize("name", ["acdc", "isles", "lumiere"])
+def test_the_configurations_of_the_public_sets_train_on_files_of_their_layout(tmp_path, save_nifti, name):
+    rng, sets = np.random.default_rng(0), tmp_path / "sets"
+    for number in (1, 2):
+        cine = rng.random((8, 9, 4, 10))
+        if name == "acdc":
+            folder = sets / f"patient00{number}"
+            save_nifti(folder / f"{folder.name}_4d.nii.gz", cine, unit="unknown")
+            (folder / "Info.cfg").write_text("ED: 1\nES: 4\nGroup: NOR\n")
+        elif name == "isles":
+            save_nifti(sets / f"sub-{number}" / "ses-1" / f"sub-{number}_ctp.nii.gz", cine, seconds=1.0)
+        else:
+            for week in (0, 12, 30):
+                folder = sets / f"Patient-00{number}" / f"week-{week:03d}"
+                save_nifti(folder / "CT1.nii.gz", cine[..., week % 10])
+                save_nifti(folder / "HD-GLIO" / "segmentation_CT1_origspace.nii.gz", cine[..., 0] > 0.5)
+    changes = [
+        f"data.folder={sets}", "data.size=[4,8,8]", f"storage={tmp_path}", "steps=1", "optimizer.warmup_steps=0", "global_batch_size=2",
+        "network.widths=[8,8,8]", "network.embedding=8", "validation.examples=1", "validation.trust_examples=2",
+        "compute.num_workers=0", "compute.use_gpu='no'",
+    ]  # fmt: skip
+    config = load_config(ForecastConfig, ROOT / "jobs" / "configs" / f"forecast_{name}.yaml", changes)
+    training.check(config, RunDirectory.of(config))
+    assert training.train(config, World()).step == 1
+    unit = {"acdc": "cycle", "isles": "seconds", "lumiere": "weeks"}[name]
+    assert load_release(str(tmp_path / f"forecast-{name}"))[1].unit == unit
+    assert (training.open_source(config).examples([0]).roi is not None) == (name == "lumiere")
 
 
 def test_a_pretrained_backbone_keeps_its_encoder_and_starts_at_no_change(tmp_path, tiny_config):
