@@ -26,6 +26,13 @@ class Normalization:
         low, high = found[0], np.where(found[1] > found[0], found[1], found[0] + 1.0)
         return cls(tuple(float(v) for v in low), tuple(float(v) for v in high))
 
+    def onto(self, ends: tuple[float, float]) -> Normalization:
+        """The map that takes to `ends` what this one takes to 0 and 1."""
+        low, high = np.asarray(self.low), np.asarray(self.high)
+        range_ = (high - low) / (ends[1] - ends[0])
+        first = low - ends[0] * range_
+        return Normalization(tuple(map(float, first)), tuple(map(float, first + range_)))
+
     def apply(self, volumes: np.ndarray) -> np.ndarray:
         """`(…, C, D, H, W)` in normalised units, float32; values outside are kept."""
         low, range_ = self._columns()

@@ -125,7 +125,7 @@ def forecast(
             _baseline(context, time, BASELINES[method]), None, time, method, context, tuple(notes)
         )
     _check_channels(context, model.info)
-    normalization = Normalization.of(context.volumes)
+    normalization = Normalization.of(context.volumes).onto(model.info.intensities)
     volume, spread, trust = _tiled(
         history, time, model, normalization, tiling or Tiling(), draws, seed, on_tile
     )

@@ -36,6 +36,7 @@ class ForecastInfo:
         unit: of times.
         horizon: the latest time that training has seen.
         size: (D, H, W) of the volumes in training.
+        intensities: where training had the 0.5th and 99.5th percentile of a context; patients' scans are mapped there.
         trust: in predicted changes, fitted on held-out patients; None trusts them in full.
         provenance: run, step, error, versions, hash of the weights.
     """
@@ -47,6 +48,7 @@ class ForecastInfo:
     unit: str
     horizon: float
     size: tuple[int, int, int]
+    intensities: tuple[float, float] = (0.0, 1.0)
     trust: Trust | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -117,10 +119,12 @@ def _read(folder: Location) -> ForecastInfo:
                 "Name a run of `fedvox forecast --config`, or its `final` folder.",
             )
         depth, height, width = value.pop("size")
+        low, high = value.pop("intensities", (0.0, 1.0))
         trust = value.pop("trust", None)
         return ForecastInfo(
-            **value, size=(depth, height, width), trust=None if trust is None else Trust(**trust)
-        )
+            **value, size=(depth, height, width), intensities=(float(low), float(high)),
+            trust=None if trust is None else Trust(**trust),
+        )  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{location.uri} is not readable: {error!r}", "Train the model again."

@@ -12,6 +12,7 @@ import torch
 from fedvox.data.philox import Stream, philox
 from fedvox.forecasting.config import ForecastConfig, ForecastDataSection
 from fedvox.forecasting.examples import Examples
+from fedvox.forecasting.normalization import Normalization
 from fedvox.forecasting.sequence import Sequence4D
 from fedvox.forecasting.simulation import SIMULATIONS, TEST, Schedule, Simulated
 
@@ -34,6 +35,10 @@ class ExampleSource(Protocol):
     @property
     def horizon(self) -> float:
         """The latest time that training has seen."""
+
+    @property
+    def intensities(self) -> tuple[float, float]:
+        """See `ForecastInfo`."""
 
     @property
     def digest(self) -> str:
@@ -68,6 +73,16 @@ class SimulatedSource:
         """Of the schedule; a regular one reaches the end of the history."""
         schedule = self.simulated.schedule
         return (1.0 if schedule.kind == "regular" else schedule.horizon) * self.time_scale
+
+    @property
+    def intensities(self) -> tuple[float, float]:
+        """As simulated, on average over some patients: they are not normalised."""
+        found = self.simulated.examples(range(_AT_ONCE))
+        ends = [
+            Normalization.of(scans[there].numpy())
+            for scans, there in zip(found.scans, found.valid, strict=True)
+        ]
+        return float(np.mean([one.low for one in ends])), float(np.mean([one.high for one in ends]))
 
     @property
     def digest(self) -> str:
@@ -129,6 +144,11 @@ class SequenceSource:
     def horizon(self) -> float:
         """The latest time that training has seen."""
         return max(float(s.times[s.valid].max()) for s in self.training)
+
+    @property
+    def intensities(self) -> tuple[float, float]:
+        """Sequences are normalised."""
+        return 0.0, 1.0
 
     def examples(self, indices: Sequence[int]) -> Examples:
         """See `ExampleSource`."""

@@ -370,6 +370,7 @@ class _Forecasting(TrainingLoop[ForecastSession, ForecastResult]):
             flow=config.flow.model_dump(mode="json"), network=config.network.model_dump(mode="json"),
             solver=config.solver.model_dump(mode="json"), channels=session.source.channels, unit=session.source.unit,
             horizon=session.source.horizon, size=(depth, height, width), trust=trust,
+            intensities=session.source.intensities,
             provenance={"run": config.name, "step": session.progress.step, "seed": config.seed, **(self.error or {})},
         )  # fmt: skip
         write_release(session.network, info, session.run.child(folder))

@@ -75,7 +75,31 @@ def shaken(trained, **changes):
     torch.manual_seed(0)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    return Model(network, replace(info, unit="days", **changes), SolverSection())
+    info = replace(info, unit="days", intensities=(0.0, 1.0), **changes)
+    return Model(network, info, SolverSection())
+
+
+def test_scans_come_to_the_model_in_the_intensities_of_its_training(trained):
+    from fedvox.forecasting.sequence import Sequence4D
+    from fedvox.forecasting.simulation import SIMULATIONS, Schedule, Simulated
+
+    _, info = load_release(str(trained))
+    found = Simulated(SIMULATIONS["heart"], Schedule(missing=0.0), size=8).examples(range(30, 50))
+    off = {"as simulated": [], "percentiles alone": []}
+    for scans in found.scans:
+        files = 1000 * scans.numpy() - 300  # as some scanner would write them
+        plain = Normalization.of(files)
+        off["percentiles alone"].append(np.abs(plain.apply(files) - scans.numpy()).mean())
+        mapped = plain.onto(info.intensities)
+        off["as simulated"].append(np.abs(mapped.apply(files) - scans.numpy()).mean())
+        assert np.allclose(mapped.undo(mapped.apply(files)), files, atol=0.01)
+    assert np.mean(off["as simulated"]) < 0.35 * np.mean(off["percentiles alone"])
+    model = replace(shaken(trained), info=info)
+    sequence = Sequence4D("p", files, found.times[-1].numpy().astype(float), "cycle", np.ones(4, bool))
+    study = Forecaster(model.network, flow_of(info), model.solver, info.trust)
+    given = torch.from_numpy(mapped.apply(files))[None], found.times[-1:], torch.ones(1, 4, dtype=torch.bool)
+    expected = mapped.undo(study(*given, torch.tensor([0.9]))[0].numpy())
+    assert np.allclose(forecast(sequence, 0.9, model).volume, expected, rtol=1e-4, atol=0.1)
 
 
 @pytest.mark.parametrize("past_only", [True, False])

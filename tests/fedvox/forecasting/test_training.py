@@ -146,7 +146,8 @@ def test_the_configurations_of_the_public_sets_train_on_files_of_their_layout(tm
                 save_nifti(folder / "CT1.nii.gz", cine[..., week % 10])
                 save_nifti(folder / "HD-GLIO" / "segmentation_CT1_origspace.nii.gz", cine[..., 0] > 0.5)
     changes = [
-        f"data.folder={sets}", "data.size=[4,8,8]", f"storage={tmp_path}", "steps=1", "optimizer.warmup_steps=0", "global_batch_size=2",
+        f"data.folder={sets}", "data.size=[4,8,8]", f"storage={tmp_path}", "steps=1", "optimizer.warmup_steps=0",
+        "global_batch_size=2",
         "network.widths=[8,8,8]", "network.embedding=8", "validation.examples=1", "validation.trust_examples=2",
         "compute.num_workers=0", "compute.use_gpu='no'",
     ]  # fmt: skip
