@@ -183,8 +183,11 @@ def open_state(folder: Path) -> tuple[Assessment, int]:
         AssessmentError: see `read_state`.
         IntegrityError: see `read_state`.
     """
+    # The state first: another program writes the line before the state, so that the history read last holds what a
+    # state read before it names.
+    state = _read_state_file(folder)
     lines, valid_bytes = read_lines(folder)
-    return _state(folder, lines), valid_bytes
+    return _joined(folder, state, lines), valid_bytes
 
 
 def verify_history(folder: Path) -> Assessment:
@@ -199,7 +202,8 @@ def verify_history(folder: Path) -> Assessment:
         raise IntegrityError(
             f"{folder}: has no history", "It was removed, or this is a bare copy of the answers."
         )
-    differing = list(_differences(replay(lines), state))
+    # What another program has written since the state was read is not in it.
+    differing = list(_differences(replay(lines[: state.history.length]), state))
     if differing:
         raise IntegrityError(
             f"{folder}: {ASSESSMENT_FILE} was changed outside the program: {', '.join(differing[:8])}",
@@ -232,15 +236,18 @@ def replay(lines: Iterable[Line], state: Assessment | None = None) -> Assessment
         ) from None
 
 
-def _state(folder: Path, lines: list[Line]) -> Assessment:
+def _read_state_file(folder: Path) -> Assessment | None:
     path = folder / ASSESSMENT_FILE
-    if not path.exists() and not lines:
+    return parse_assessment(read_limited(path), source=str(path)) if path.exists() else None
+
+
+def _joined(folder: Path, state: Assessment | None, lines: list[Line]) -> Assessment:
+    if state is None and not lines:
         raise AssessmentError(
             f"{folder}: holds no assessment", "Start one with `fedvox-compliance new FOLDER`."
         )
-    if not path.exists():
+    if state is None:
         return replay(lines)
-    state = parse_assessment(read_limited(path), source=str(path))
     seen = state.history
     if seen.length > len(lines) or seen.head != (lines[seen.length - 1].sha256 if seen.length else START):
         raise IntegrityError(

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
+from fedvox_compliance import history
 from fedvox_compliance.assessment import Answer
 from fedvox_compliance.canonical import sha256_of
 from fedvox_compliance.errors import AssessmentError, ComplianceError, IntegrityError, UsageError
-from fedvox_compliance.files import load_assessment, save_assessment
+from fedvox_compliance.files import load_assessment, read_limited, save_assessment
 from fedvox_compliance.history import read_lines, verify_history
 from fedvox_compliance.workspace import Workspace
 
@@ -316,6 +317,24 @@ def test_two_programs_take_turns_and_see_each_other(new_space: NewSpace) -> None
     second.answer("GDPR.31", Answer.NO, author="B. Beck")
     first.answer("GDPR.38", Answer.YES, author="A. Meyer")
     assert {"GDPR.30.1", "GDPR.31", "GDPR.38"} <= set(verify_history(first.folder).entries)
+
+
+@pytest.mark.parametrize("look", [Workspace.open, verify_history])
+def test_an_answer_given_while_another_program_reads_is_no_contradiction(
+    new_space: NewSpace, monkeypatch: pytest.MonkeyPatch, look: Callable[[Path], object]
+) -> None:
+    space = new_space()
+    controls = iter(space.catalogue.controls)
+
+    def answered_in_between(path: Path, *limit: int) -> bytes:
+        data = read_limited(path, *limit)
+        with monkeypatch.context() as undisturbed:
+            undisturbed.setattr(history, "read_limited", read_limited)
+            space.answer(next(controls), Answer.PARTLY, author="Another program")
+        return data
+
+    monkeypatch.setattr(history, "read_limited", answered_in_between)
+    look(space.folder)
 
 
 @pytest.mark.integration
