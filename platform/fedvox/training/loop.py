@@ -95,17 +95,6 @@ class _Segmentation(TrainingLoop[Session, TrainResult]):
             )  # fmt: skip
         return result, batch.wait_s
 
-    def validates_at_start(self) -> bool:
-        return self.session.config.validation.at_start
-
-    def validated_now(self) -> bool:
-        return self.validated is not None and self.session.progress.validated_at == self.session.progress.step
-
-    def validation_due(self) -> bool:
-        progress = self.session.progress
-        due = progress.step % self.session.config.validation.every_steps == 0
-        return due and progress.validated_at != progress.step
-
     def validate(self, *, counts: bool = True) -> None:
         session, progress = self.session, self.session.progress
         if len(session.split.validation) == 0:
@@ -117,7 +106,7 @@ class _Segmentation(TrainingLoop[Session, TrainResult]):
         )  # fmt: skip
         self.validated = result
         progress.damaged.update(result.damaged)
-        progress.validated_at = progress.step
+        self.mark_validated()
         dice = result.mean_foreground
         if counts and not math.isnan(dice):
             keep = session.config.validation.ema

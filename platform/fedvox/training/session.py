@@ -25,7 +25,7 @@ from fedvox.models.backbone import Backbone
 from fedvox.models.depth import layer_distance
 from fedvox.models.registry import build_model
 from fedvox.training.checkpoint import CheckpointStore, Snapshot, Writer, load, load_latest, step_name
-from fedvox.training.config import DataSection, ExpectedStore, PretrainConfig, expand
+from fedvox.training.config import DataSection, ExpectedStore, PretrainConfig, TrainingConfig, expand
 from fedvox.training.finetune import Transferred, initialise
 from fedvox.training.finetune_config import FinetuneConfig
 from fedvox.training.freezing import Freezer
@@ -162,22 +162,29 @@ def open_session(config: PretrainConfig, world: World) -> Session:
     if progress is None:
         progress = Progress()
         fill_network(config, network, store)
-    attempt = world.from_first(run.next_attempt() if world.rank == 0 else 0)
     freezer = Freezer(network)
     freezer.train_only(phase_at(config.phases(), progress.step).parts)
     model = distributed(network, world)
     loss = DeepSupervision(DiceCrossEntropy(config.loss.smooth, config.loss.batch_dice))
+    attempt, checkpoints, metrics = begin_attempt(config, run, world)
+    return Session(
+        config, world, run, store, split, network, model, freezer, optimizer, loss, checkpoints, progress,
+        attempt, metrics, autocast_dtype(config, world.device),
+    )  # fmt: skip
+
+
+def begin_attempt(
+    config: TrainingConfig, run: RunDirectory, world: World
+) -> tuple[int, CheckpointStore, MetricsLog | None]:
+    """Opens what a new attempt writes: its number, its checkpoints, and on worker 0 its log."""
+    attempt = world.from_first(run.next_attempt() if world.rank == 0 else 0)
     checkpoints = CheckpointStore(
         run.checkpoints,
         Writer(world.rank, world.size, attempt),
         keep=config.checkpoint.keep,
         commit_timeout_s=config.checkpoint.commit_timeout_s,
     )
-    metrics = MetricsLog(run, attempt) if world.rank == 0 else None
-    return Session(
-        config, world, run, store, split, network, model, freezer, optimizer, loss, checkpoints, progress,
-        attempt, metrics, autocast_dtype(config, world.device),
-    )  # fmt: skip
+    return attempt, checkpoints, MetricsLog(run, attempt) if world.rank == 0 else None
 
 
 def open_data(config: DataSection) -> tuple[BrickStore, Split]:
@@ -403,7 +410,7 @@ def check_architecture(
         )
 
 
-def autocast_dtype(config: PretrainConfig, device: torch.device) -> torch.dtype | None:
+def autocast_dtype(config: TrainingConfig, device: torch.device) -> torch.dtype | None:
     """bf16 where the configuration asks for it, or by itself on a GPU; None for full precision."""
     precision = config.compute.precision
     return torch.bfloat16 if precision == "bf16" or (precision == "auto" and device.type == "cuda") else None

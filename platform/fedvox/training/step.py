@@ -70,6 +70,14 @@ def train_step(
     with torch.autocast(batch.image.device.type, dtype=autocast, enabled=autocast is not None):
         outputs = model(batch.image)
     loss: Tensor = loss_fn(outputs, batch.label, batch.annotated) * weight
+    return descend(loss, model, optimizer, grad_clip=grad_clip)
+
+
+def descend(loss: Tensor, model: nn.Module, optimizer: Optimizer, *, grad_clip: float) -> StepResult:
+    """Backward, clip, update, from a loss that is weighted already; see `train_step`.
+
+    The caller clears the gradients before its forward pass, where they would only take room.
+    """
     loss.backward()  # type: ignore[no-untyped-call]
     grad_norm = clip_gradients(model.parameters(), grad_clip)
     finite = bool(torch.isfinite(grad_norm))

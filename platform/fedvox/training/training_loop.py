@@ -82,6 +82,7 @@ class TrainingLoop(ABC, Generic[S, R]):
         self.started = time.monotonic()
         self.first_step = session.progress.step
         self.next_status = 0.0
+        self.has_validated = False
 
     # What is trained
 
@@ -90,16 +91,8 @@ class TrainingLoop(ABC, Generic[S, R]):
         """One optimisation step; with the seconds that its batch was waited for."""
 
     @abstractmethod
-    def validation_due(self) -> bool:
-        """Whether the current step is to be validated and has not been, by this attempt or by one before."""
-
-    @abstractmethod
     def validate(self, *, counts: bool = True) -> None:
-        """Validates; the untrained network (`counts=False`) enters no moving average."""
-
-    @abstractmethod
-    def validated_now(self) -> bool:
-        """Whether this attempt has validated the network as it is."""
+        """Validates, and marks it; the untrained network (`counts=False`) enters no moving average."""
 
     @abstractmethod
     def release(self, folder: str) -> None:
@@ -117,9 +110,22 @@ class TrainingLoop(ABC, Generic[S, R]):
     def last_report(self) -> dict[str, Any]:
         """The metrics of the finished run."""
 
-    @abstractmethod
-    def validates_at_start(self) -> bool:
-        """Whether the untrained network is validated too."""
+    # When to validate
+
+    def validation_due(self) -> bool:
+        """Whether the current step is to be validated and has not been, by this attempt or by one before."""
+        progress = self.session.progress
+        due = progress.step % self.session.config.validation.every_steps == 0
+        return bool(due and progress.validated_at != progress.step)
+
+    def validated_now(self) -> bool:
+        """Whether this attempt has validated the network as it is."""
+        return self.has_validated and self.session.progress.validated_at == self.session.progress.step
+
+    def mark_validated(self) -> None:
+        """Notes that the network as it is has been validated."""
+        self.has_validated = True
+        self.session.progress.validated_at = self.session.progress.step
 
     def run(self) -> R:
         """Trains to the end.
@@ -134,7 +140,7 @@ class TrainingLoop(ABC, Generic[S, R]):
             log.info("resumed at step %d of %d (attempt %d)", progress.step, config.steps, session.attempt)
             if self.validation_due():  # the attempt before ended between this step and its validation
                 self.validate()
-        elif self.validates_at_start():
+        elif config.validation.at_start:
             self.validate(counts=False)
         stream = session.batches()
         try:
@@ -153,11 +159,11 @@ class TrainingLoop(ABC, Generic[S, R]):
 
     def step(self, batch: Any) -> None:
         """Learns from a batch, logs, and stops the run if it was asked to stop."""
-        session, config, progress = self.session, self.session.config, self.session.progress
+        session, progress = self.session, self.session.progress
         began = time.monotonic()
         lr = session.begin_step()
         # Dropout and drop path, too, must not depend on how often the run was interrupted.
-        torch.manual_seed((config.seed * 1_000_003 + progress.step) * 4099 + session.world.rank & _SEED_MASK)
+        torch.manual_seed(self.step_seed() + session.world.rank & _SEED_MASK)
         result, wait_s = self.update(batch)
         stop = self.watch is not None and self.watch.should_stop(self._stop_requested)
         shared = session.world.sum(
@@ -170,6 +176,10 @@ class TrainingLoop(ABC, Generic[S, R]):
         self.log_step(loss, lr, float(result.grad_norm), wait_s, time.monotonic() - began)
         if shared[1] > 0:
             self.stop()
+
+    def step_seed(self) -> int:
+        """Of the current step, the same on all workers; unbounded, to be cut to the bits that a generator takes."""
+        return int((self.session.config.seed * 1_000_003 + self.session.progress.step) * 4099)
 
     def share(self, samples: int) -> float:
         """Weight of this worker's loss, such that the mean over workers is that over the global batch."""
