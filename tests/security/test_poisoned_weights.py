@@ -20,7 +20,7 @@ from fedvox.errors import FedvoxError
 from fedvox.models.registry import build_model
 from fedvox.models.upstream import read_weights
 from fedvox.storage import locate
-from fedvox.training import checkpoint
+from fedvox.training import checkpoint, release_files
 from fedvox.training.release import ModelInfo, load_release, write_release
 from fedvox_federation.client.replies import read_arrays
 
@@ -119,7 +119,8 @@ def test_a_runs_checkpoint_is_loaded_without_unpickling(poison, flag, tmp_path):
 def test_every_kind_of_release_reads_its_tensors_in_that_one_way():
     """Models, forecasters and priors: what was shown of one reader holds for all."""
     for module in (fedvox.training.release, fedvox.forecasting.release, fedvox.restoration.release):
-        assert module.load_tensors is checkpoint.load_tensors
+        assert module.fill is release_files.fill
+    assert release_files.load_tensors is checkpoint.load_tensors
 
 
 def test_a_submitters_state_dict_is_read_without_unpickling(poison, flag):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
-import fedvox
 from fedvox import storage
 from fedvox.config import validate
 from fedvox.errors import CheckpointError
@@ -17,8 +16,7 @@ from fedvox.forecasting.convlstm import ConvLSTM
 from fedvox.forecasting.trust import Trust
 from fedvox.forecasting.velocity import VelocityNetwork
 from fedvox.storage import Location
-from fedvox.training.checkpoint import load_tensors, save_tensors
-from fedvox.training.state import check_fits
+from fedvox.training.release_files import fill, released_folder, write_description, write_weights
 
 SCHEMA = "fedvox.forecast/1"
 Network = VelocityNetwork | ConvLSTM
@@ -61,12 +59,8 @@ def build_network(flow: FlowSection, network: NetworkSection, channels: int) -> 
 
 def write_release(network: nn.Module, info: ForecastInfo, folder: Location) -> None:
     """Writes the weights, then the description, whose presence means that all is whole."""
-    written = save_tensors(dict(network.state_dict()), folder.child("model.safetensors"))
-    provenance = {**info.provenance, "fedvox": fedvox.__version__, "sha256": written["sha256"]}
-    value = {"schema": SCHEMA, **asdict(info), "provenance": provenance}
-    storage.write_atomic(
-        folder.child("model.json"), (json.dumps(value, indent=1, default=str) + "\n").encode()
-    )
+    provenance = write_weights(network, info.provenance, folder)
+    write_description(SCHEMA, replace(info, provenance=provenance), folder)
 
 
 def load_release(uri: str) -> tuple[Network, ForecastInfo]:
@@ -78,9 +72,7 @@ def load_release(uri: str) -> tuple[Network, ForecastInfo]:
     Raises:
         CheckpointError: there is no such release, or its weights are damaged or do not fit.
     """
-    folder = storage.locate(uri)
-    if not storage.exists(folder.child("model.json")) and storage.exists(folder.child("final", "model.json")):
-        folder = folder.child("final")
+    folder = released_folder(uri)
     info = _read(folder)
     network_section = info.network | {"init_from": None}
     network = build_network(
@@ -88,10 +80,8 @@ def load_release(uri: str) -> tuple[Network, ForecastInfo]:
         validate(NetworkSection, network_section, source=folder.uri),
         info.channels,
     )
-    weights = load_tensors(folder.child("model.safetensors"), expect_sha256=info.provenance.get("sha256"))
-    check_fits(network, weights)
-    network.load_state_dict(weights)
-    return network.eval(), info
+    fill(network, info.provenance, folder)
+    return network, info
 
 
 def solver_of(info: ForecastInfo) -> SolverSection:

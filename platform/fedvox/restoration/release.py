@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import fedvox
 from fedvox import storage
 from fedvox.config import validate
 from fedvox.errors import CheckpointError
 from fedvox.restoration.config import NoiseSection, PriorNetworkSection, Size3
 from fedvox.restoration.prior import DiffusionPrior
 from fedvox.storage import Location
-from fedvox.training.checkpoint import load_tensors, save_tensors
-from fedvox.training.state import check_fits
+from fedvox.training.release_files import fill, released_folder, write_description, write_weights
 
 SCHEMA = "fedvox.diffusion_prior/1"
 _REMEDY = "Name a run of jobs/diffusion_prior.py, or its `final` folder."
@@ -48,12 +46,8 @@ def build_prior(info: PriorInfo, source: str) -> DiffusionPrior:
 
 def write_release(prior: DiffusionPrior, info: PriorInfo, folder: Location) -> None:
     """Writes the weights, then the description, whose presence means that all is whole."""
-    written = save_tensors(dict(prior.state_dict()), folder.child("model.safetensors"))
-    provenance = {**info.provenance, "fedvox": fedvox.__version__, "sha256": written["sha256"]}
-    value = {"schema": SCHEMA, **asdict(info), "provenance": provenance}
-    storage.write_atomic(
-        folder.child("model.json"), (json.dumps(value, indent=1, default=str) + "\n").encode()
-    )
+    provenance = write_weights(prior, info.provenance, folder)
+    write_description(SCHEMA, replace(info, provenance=provenance), folder)
 
 
 def load_release(uri: str) -> tuple[DiffusionPrior, PriorInfo]:
@@ -65,15 +59,11 @@ def load_release(uri: str) -> tuple[DiffusionPrior, PriorInfo]:
     Raises:
         CheckpointError: there is no such release, or its weights are damaged or do not fit.
     """
-    folder = storage.locate(uri)
-    if not storage.exists(folder.child("model.json")) and storage.exists(folder.child("final", "model.json")):
-        folder = folder.child("final")
+    folder = released_folder(uri)
     info = _read(folder)
     prior = build_prior(info, folder.uri)
-    weights = load_tensors(folder.child("model.safetensors"), expect_sha256=info.provenance.get("sha256"))
-    check_fits(prior, weights)
-    prior.load_state_dict(weights)
-    return prior.eval().requires_grad_(False), info
+    fill(prior, info.provenance, folder)
+    return prior.requires_grad_(False), info
 
 
 def _read(folder: Location) -> PriorInfo:

@@ -10,19 +10,17 @@ model, info = load_release("runs/liver/final")
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
-import fedvox
 from fedvox import storage
 from fedvox.errors import CheckpointError
 from fedvox.models.registry import build_model
 from fedvox.storage import Location
-from fedvox.training.checkpoint import load_tensors, save_tensors
 from fedvox.training.model_card import model_card
-from fedvox.training.state import check_fits
+from fedvox.training.release_files import fill, write_description, write_weights
 
 SCHEMA = "fedvox.model/1"
 
@@ -64,13 +62,9 @@ class ModelInfo:
 
 def write_release(model: nn.Module, info: ModelInfo, folder: Location) -> None:
     """Writes the weights, the model card, then the description, whose presence means that all is whole."""
-    written = save_tensors(dict(model.state_dict()), folder.child("model.safetensors"))
-    provenance = {**info.provenance, "fedvox": fedvox.__version__, "sha256": written["sha256"]}
-    value = {"schema": SCHEMA, **asdict(info), "provenance": provenance}
-    storage.write_atomic(folder.child("README.md"), model_card(replace(info, provenance=provenance)).encode())
-    storage.write_atomic(
-        folder.child("model.json"), (json.dumps(value, indent=1, default=str) + "\n").encode()
-    )
+    info = replace(info, provenance=write_weights(model, info.provenance, folder))
+    storage.write_atomic(folder.child("README.md"), model_card(info).encode())
+    write_description(SCHEMA, info, folder)
 
 
 def read_info(folder: Location) -> ModelInfo:
@@ -110,7 +104,5 @@ def load_release(uri: str) -> tuple[nn.Module, ModelInfo]:
     model = build_model(
         info.name, in_channels=len(info.channel_names), classes=len(info.structures), **info.options
     )
-    weights = load_tensors(folder.child("model.safetensors"), expect_sha256=info.provenance.get("sha256"))
-    check_fits(model, weights)
-    model.load_state_dict(weights)
-    return model.eval(), info
+    fill(model, info.provenance, folder)
+    return model, info
