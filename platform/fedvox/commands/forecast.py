@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedvox.commands.predict import parse_sizes
-from fedvox.commands.pretrain import AsJson, ConfigFile, Overrides, Resume, ResumeChoice, check_resume
-from fedvox.config import load_config, to_yaml
+from fedvox.commands.pretrain import (
+    AsJson,
+    ConfigFile,
+    Overrides,
+    Resume,
+    ResumeChoice,
+    run_training,
+    show_task_plan,
+)
+from fedvox.config import load_config
 from fedvox.errors import ConfigError
 from fedvox.forecasting.config import ForecastConfig
 from fedvox.training.config import require_lasting
@@ -230,24 +237,20 @@ def _train(config: ForecastConfig, resume: Resume, *, dry_run: bool, as_json: bo
     if dry_run:
         from fedvox.forecasting.estimate import describe, estimate
 
-        found = estimate(config)
-        told = {"schema": "fedvox.plan/1", **found, "config": config.model_dump(mode="json")}
-        print(json.dumps(told) if as_json else f"{to_yaml(config)}\n{describe(found)}")
+        show_task_plan(config, estimate(config), describe, as_json)
         return
     from fedvox.forecasting import training
-    from fedvox.training.ray_shell import run
-    from fedvox.training.run_directory import RunDirectory
 
-    directory = RunDirectory.of(config)
-    check_resume(directory, resume)
-    uri = directory.location.uri
-    # `fedvox submit` follows the run by this line
-    print(f"run directory: {uri}", file=sys.stderr if as_json else sys.stdout, flush=True)
-    outcome = run(config, training)
-    if as_json:
-        print(json.dumps({"run_directory": uri, **outcome}))
-        return
-    print(f"finished at step {outcome['step']}")
-    print(f"  error on held-out targets       {outcome['mse']:.3e}")
-    print(f"  relative to last context image  {outcome['relative_mse']:.3f}")
-    print(f"model        {uri}/final\ncurves       {uri}/figures/curves.png")
+    run_training(config, resume, as_json, _summary, training)
+
+
+def _summary(uri: str, outcome: dict[str, Any]) -> str:
+    return "\n".join(
+        [
+            f"finished at step {outcome['step']}",
+            f"  error on held-out targets       {outcome['mse']:.3e}",
+            f"  relative to last context image  {outcome['relative_mse']:.3f}",
+            f"model        {uri}/final",
+            f"curves       {uri}/figures/curves.png",
+        ]
+    )

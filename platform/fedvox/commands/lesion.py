@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedvox.commands import CommandGroup
-from fedvox.commands.pretrain import AsJson, ConfigFile, Overrides, Resume, ResumeChoice, check_resume
-from fedvox.config import load_config, to_yaml
+from fedvox.commands.pretrain import (
+    AsJson,
+    ConfigFile,
+    Overrides,
+    Resume,
+    ResumeChoice,
+    run_training,
+    show_task_plan,
+)
+from fedvox.config import load_config
 from fedvox.errors import ConfigError
 from fedvox.tracking.config import LesionConfig
 from fedvox.training.config import require_lasting
@@ -237,28 +245,17 @@ def pretrain(
     if dry_run:
         from fedvox.tracking.estimate import describe, estimate
 
-        found = estimate(settings)
-        told = {"schema": "fedvox.plan/1", **found, "config": settings.model_dump(mode="json")}
-        print(json.dumps(told) if as_json else f"{to_yaml(settings)}\n{describe(found)}")
+        show_task_plan(settings, estimate(settings), describe, as_json)
         return
     from fedvox.tracking import lesion_training
-    from fedvox.training.ray_shell import run
-    from fedvox.training.run_directory import RunDirectory
 
-    directory = RunDirectory.of(settings)
-    check_resume(directory, resume)
-    uri = directory.location.uri
-    # `fedvox submit` follows the run by this line
-    print(f"run directory: {uri}", file=sys.stderr if as_json else sys.stdout, flush=True)
-    outcome = run(settings, lesion_training)
-    if as_json:
-        print(json.dumps({"run_directory": uri, **outcome}))
-        return
-    print(f"finished at step {outcome['step']}")
-    for name, value in outcome.items():
-        if name.startswith("dice"):
-            print(f"  {name:<16} {value:.3f}")
-    print(f"model        {uri}/final\ncurves       {uri}/figures/curves.png")
+    run_training(settings, resume, as_json, _summary, lesion_training)
+
+
+def _summary(uri: str, outcome: dict[str, Any]) -> str:
+    scores = [f"  {name:<16} {value:.3f}" for name, value in outcome.items() if name.startswith("dice")]
+    ends = [f"model        {uri}/final", f"curves       {uri}/figures/curves.png"]
+    return "\n".join([f"finished at step {outcome['step']}", *scores, *ends])
 
 
 lesion = CommandGroup(

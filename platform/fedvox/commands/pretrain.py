@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedvox.config import load_config, to_yaml
 from fedvox.errors import ConfigError
-from fedvox.training.config import PretrainConfig, require_lasting
+from fedvox.training.config import PretrainConfig, TrainingConfig, require_lasting
 
 if TYPE_CHECKING:
+    from fedvox.training.ray_shell import Task
     from fedvox.training.run_directory import RunDirectory
 
 
@@ -73,7 +74,26 @@ def pretrain(
 
 
 def start(config: PretrainConfig, resume: Resume, as_json: bool) -> None:
-    """Runs or resumes a training, and prints what came out."""
+    """Runs or resumes a training of a segmentation network, and prints what came out."""
+    run_training(config, resume, as_json, _summary)
+
+
+def run_training(
+    config: TrainingConfig,
+    resume: Resume,
+    as_json: bool,
+    summary: Callable[[str, dict[str, Any]], str],
+    task: Task | None = None,
+) -> None:
+    """Runs or resumes a training, and prints what came out.
+
+    Args:
+        config: of the run.
+        resume: what to do about checkpoints that are there.
+        as_json: for programs.
+        summary: address of the run directory and outcome -> text for people.
+        task: see `fedvox.training.ray_shell.run`.
+    """
     from fedvox.training.ray_shell import run  # ray and torch
     from fedvox.training.run_directory import RunDirectory
 
@@ -82,12 +102,27 @@ def start(config: PretrainConfig, resume: Resume, as_json: bool) -> None:
     check_resume(directory, resume)
     # not between the lines of the JSON; `fedvox submit` reads both streams
     print(f"run directory: {directory.location.uri}", file=sys.stderr if as_json else sys.stdout, flush=True)
-    outcome = run(config)
+    outcome = run(config, task)
     print(
         json.dumps({"run_directory": directory.location.uri, **outcome})
         if as_json
-        else _summary(directory.location.uri, outcome)
+        else summary(directory.location.uri, outcome)
     )
+
+
+def show_task_plan(
+    config: TrainingConfig, found: dict[str, Any], describe: Callable[[dict[str, Any]], str], as_json: bool
+) -> None:
+    """Prints what `--dry-run` of another task than segmentation promises.
+
+    Args:
+        config: of the run.
+        found: what the task's `estimate` found.
+        describe: it for people.
+        as_json: for programs.
+    """
+    told = {"schema": "fedvox.plan/1", **found, "config": config.model_dump(mode="json")}
+    print(json.dumps(told) if as_json else f"{to_yaml(config)}\n{describe(found)}")
 
 
 def check_resume(directory: RunDirectory, resume: Resume) -> None:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedvox.commands.predict import parse_sizes
-from fedvox.commands.pretrain import AsJson, ConfigFile, DryRun, Overrides, Resume, ResumeChoice, check_resume
-from fedvox.config import load_config, to_yaml
+from fedvox.commands.pretrain import (
+    AsJson,
+    ConfigFile,
+    DryRun,
+    Overrides,
+    Resume,
+    ResumeChoice,
+    run_training,
+    show_task_plan,
+)
+from fedvox.config import load_config
 from fedvox.errors import ConfigError
 from fedvox.restoration.config import DiffusionPriorConfig
 from fedvox.training.config import require_lasting
@@ -201,25 +209,18 @@ def train(
     if dry_run:
         from fedvox.restoration.estimate import describe, estimate
 
-        found = estimate(chosen)
-        told = {"schema": "fedvox.plan/1", **found, "config": chosen.model_dump(mode="json")}
-        print(json.dumps(told) if as_json else f"{to_yaml(chosen)}\n{describe(found)}")
+        show_task_plan(chosen, estimate(chosen), describe, as_json)
         return
     from fedvox.restoration import training
-    from fedvox.training.ray_shell import run
-    from fedvox.training.run_directory import RunDirectory
 
-    directory = RunDirectory.of(chosen)
-    check_resume(directory, resume)
-    uri = directory.location.uri
-    # `fedvox submit` follows the run by this line
-    print(f"run directory: {uri}", file=sys.stderr if as_json else sys.stdout, flush=True)
-    outcome = run(chosen, training)
-    if as_json:
-        print(json.dumps({"run_directory": uri, **outcome}))
-        return
-    print(f"finished at step {outcome['step']}")
-    for name, value in outcome.items():
-        if name.startswith("psnr"):
-            print(f"  {name.replace('_', ' '):<24}{value:.2f} dB")
-    print(f"prior        {uri}/final\ncurves       {uri}/figures/curves.png")
+    run_training(chosen, resume, as_json, _summary, training)
+
+
+def _summary(uri: str, outcome: dict[str, Any]) -> str:
+    scores = [
+        f"  {name.replace('_', ' '):<24}{value:.2f} dB"
+        for name, value in outcome.items()
+        if name.startswith("psnr")
+    ]
+    ends = [f"prior        {uri}/final", f"curves       {uri}/figures/curves.png"]
+    return "\n".join([f"finished at step {outcome['step']}", *scores, *ends])
