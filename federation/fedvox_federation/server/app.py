@@ -81,7 +81,7 @@ def only_server(folder: Location) -> Iterator[Callable[[], None]]:
     def may_write() -> None:
         if taken:
             raise TakenOver(
-                f"run {folder.uri} was taken over by process {taken[0].pid} on {taken[0].host}",
+                f"run {folder.uri} was taken over by {taken[0]}",
                 "This server had stood still for too long; the other one goes on.",
             )
 

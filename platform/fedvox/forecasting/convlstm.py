@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedvox.forecasting.config import FlowSection, NetworkSection
-from fedvox.forecasting.unet import to_channels, to_voxels
+from fedvox.models.voxel_shuffle import to_channels, to_voxels
 
 
 class ConvLSTM(nn.Module):

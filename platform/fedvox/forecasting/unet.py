@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from fedvox.models.voxel_shuffle import to_channels, to_voxels
+
 
 class TimedBlock(nn.Module):
     """Residual block `(B, C, D, H, W)` to `(B, width, D, H, W)`, scaled and shifted by the embedding (FiLM)."""
@@ -113,21 +115,3 @@ def zeroed(layer: nn.Conv3d) -> nn.Conv3d:
 def groups(channels: int) -> int:
     """The largest number of groups up to 8 that divides the channels."""
     return next(n for n in (8, 6, 5, 4, 3, 2, 1) if channels % n == 0)
-
-
-def to_channels(x: Tensor, edge: int) -> Tensor:
-    """Cubes of voxels as channels: `(B, C, D, H, W)` to `(B, C edge³, D/edge, H/edge, W/edge)`."""
-    if edge == 1:
-        return x
-    b, c, d, h, w = x.shape
-    cut = x.reshape(b, c, d // edge, edge, h // edge, edge, w // edge, edge)
-    return cut.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, c * edge**3, d // edge, h // edge, w // edge)
-
-
-def to_voxels(x: Tensor, edge: int) -> Tensor:
-    """The inverse of `to_channels`."""
-    if edge == 1:
-        return x
-    b, c, d, h, w = x.shape
-    cut = x.reshape(b, c // edge**3, edge, edge, edge, d, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4)
-    return cut.reshape(b, c // edge**3, d * edge, h * edge, w * edge)

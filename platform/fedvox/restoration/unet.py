@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedvox.models.voxel_shuffle import to_channels, to_voxels
+
 
 class PixelNorm(nn.Module):
     """Scales the channels at each voxel to a root mean square of one, with a learnt gain: `(B, C, *spatial)`."""
@@ -132,25 +134,3 @@ class NoiseUNet(nn.Module):
 
 def _conv(dims: int) -> type[nn.Conv2d] | type[nn.Conv3d]:
     return nn.Conv2d if dims == 2 else nn.Conv3d
-
-
-def to_channels(x: Tensor, edge: int) -> Tensor:
-    """Blocks of voxels as channels: `(B, C, *spatial)` to `(B, C edge^d, *spatial / edge)`."""
-    if edge == 1:
-        return x
-    if x.ndim == 4:
-        return F.pixel_unshuffle(x, edge)
-    b, c, d, h, w = x.shape
-    cut = x.reshape(b, c, d // edge, edge, h // edge, edge, w // edge, edge)
-    return cut.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, c * edge**3, d // edge, h // edge, w // edge)
-
-
-def to_voxels(x: Tensor, edge: int) -> Tensor:
-    """The inverse of `to_channels`."""
-    if edge == 1:
-        return x
-    if x.ndim == 4:
-        return F.pixel_shuffle(x, edge)
-    b, c, d, h, w = x.shape
-    cut = x.reshape(b, c // edge**3, edge, edge, edge, d, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4)
-    return cut.reshape(b, c // edge**3, d * edge, h * edge, w * edge)

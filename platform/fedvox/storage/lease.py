@@ -57,6 +57,9 @@ class Holder:
         """A new holding by this process."""
         return cls(uuid.uuid4().hex, _machine(), platform.node(), os.getpid())
 
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
     @property
     def is_dead(self) -> bool:
         """Whether it certainly lives no more; only a process of this machine can be known to."""
@@ -79,7 +82,7 @@ class Held(Exception):
     """
 
     def __init__(self, holder: Holder) -> None:
-        super().__init__(f"process {holder.pid} on {holder.host}")
+        super().__init__(str(holder))
         self.holder = holder
 
 
@@ -129,9 +132,8 @@ def _wait_for_the_dead(location: Location, stale_s: float) -> None:
     if first is None or first.is_dead:
         return
     log.warning(
-        "process %d on %s was at work here; looking for up to %.0f s whether it still is",
-        first.pid,
-        first.host,
+        "%s was at work here; looking for up to %.0f s whether it still is",
+        first,
         stale_s,
     )
     end = time.monotonic() + stale_s

@@ -336,7 +336,7 @@ def _only_driver(directory: RunDirectory) -> Iterator[None]:
         if not taken:
             raise
         raise RunError(
-            f"run {directory.location.uri} was taken over by process {taken[0].pid} on {taken[0].host}",
+            f"run {directory.location.uri} was taken over by {taken[0]}",
             "This driver had stood still for too long; nothing is lost, and the other one goes on.",
         ) from None
 

@@ -8,34 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from fedvox import storage
 from fedvox.evaluation.bootstrap import Ratios, bca_interval, resample_weights
+from fedvox.evaluation.seeds import SeedEstimate
 from fedvox.forecasting.study.cells import Cell
 
 RESAMPLES = 2000
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A ratio of errors over seeds and patients.
-
-    Attributes:
-        value: mean over seeds of the sum of errors over that of LCI.
-        low: of the 95 % BCa interval over patients, seeds averaged.
-        high: see `low`.
-        seed_low: of the 95 % t interval over seeds; NaN for a single one.
-        seed_high: see `seed_low`.
-        seeds: how many.
-    """
-
-    value: float
-    low: float
-    high: float
-    seed_low: float
-    seed_high: float
-    seeds: int
 
 
 def relative_error(
@@ -83,7 +62,7 @@ def seeds_of(cells: Mapping[Cell, dict[str, Any]], data: str, method: str) -> li
 
 def estimate(
     cells: Mapping[Cell, dict[str, Any]], data: str, method: str, condition: str, metric: str
-) -> Estimate | None:
+) -> SeedEstimate | None:
     """A metric of a method relative to LCI's in a condition; None where no seed has been trained."""
     mine = seeds_of(cells, data, method)
     if not mine or condition not in mine[0]["conditions"]:
@@ -95,12 +74,7 @@ def estimate(
         return None
     per_seed = errors[:, there].sum(axis=1) / of_lci[there].sum()
     over_patients = relative_error(errors[:, there].mean(axis=0), of_lci[there])
-    seeds = len(per_seed)
-    reach = float("nan")
-    if seeds > 1:
-        reach = float(stats.t.ppf(0.975, seeds - 1) * per_seed.std(ddof=1) / np.sqrt(seeds))
-    value = float(per_seed.mean())
-    return Estimate(value, over_patients["low"], over_patients["high"], value - reach, value + reach, seeds)
+    return SeedEstimate.of(per_seed, over_patients["low"], over_patients["high"])
 
 
 @dataclass(frozen=True)

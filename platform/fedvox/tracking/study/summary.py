@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from fedvox import storage
+from fedvox.evaluation.seeds import SeedEstimate
 from fedvox.tracking.config import KINDS
 from fedvox.tracking.evaluation import LesionScore, TrackingScores
 from fedvox.tracking.study.cells import METHODS, PEERS, Cell
@@ -21,27 +21,6 @@ CLASSICAL = ("region-growing", "random-walker")
 Cells = Mapping[Cell, dict[str, Any]]
 PerPatient = list[list[tuple[float, float]]]
 """Of each seed and patient: a sum and the number of what was summed."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds.
-
-    Attributes:
-        value: mean of the seeds' means.
-        low: of the 95 % bootstrap interval over the patients of each seed.
-        high: see `low`.
-        seed_low: of the 95 % t interval over seeds; NaN for a single one.
-        seed_high: see `seed_low`.
-        seeds: how many.
-    """
-
-    value: float
-    low: float
-    high: float
-    seed_low: float
-    seed_high: float
-    seeds: int
 
 
 def read_cells(folder: Path) -> dict[Cell, dict[str, Any]]:
@@ -54,7 +33,7 @@ def read_cells(folder: Path) -> dict[Cell, dict[str, Any]]:
     return found
 
 
-def over_seeds(parts: PerPatient) -> Estimate:
+def over_seeds(parts: PerPatient) -> SeedEstimate:
     """The mean of what the patients of each seed say.
 
     Args:
@@ -69,10 +48,7 @@ def over_seeds(parts: PerPatient) -> Estimate:
         totals = sums[chosen].sum(axis=1)
         drawn[:, index] = totals[:, 0] / np.maximum(totals[:, 1], 1)
     low, high = np.percentile(drawn.mean(axis=1), [2.5, 97.5])
-    value, reach = float(per_seed.mean()), float("nan")
-    if len(per_seed) > 1:
-        reach = float(stats.t.ppf(0.975, len(per_seed) - 1) * per_seed.std(ddof=1) / np.sqrt(len(per_seed)))
-    return Estimate(value, float(low), float(high), value - reach, value + reach, len(per_seed))
+    return SeedEstimate.of(per_seed, float(low), float(high))
 
 
 def _ratio(patients: Sequence[tuple[float, float]]) -> float:
