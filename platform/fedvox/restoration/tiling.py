@@ -12,7 +12,6 @@ what the prior has seen there in training: zeros, with the noise of the level.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
@@ -219,11 +218,3 @@ def _inside(start: Size3, patch: Size3, size: Sequence[int]) -> tuple[tuple[slic
     target = tuple(slice(max(0, s), min(n, s + p)) for s, p, n in zip(start, patch, size, strict=True))
     source = tuple(slice(t.start - s, t.stop - s) for t, s in zip(target, start, strict=True))
     return target, source
-
-
-def patch_count(tiled: TiledPrior, size: Sequence[int]) -> int:
-    """Patches of an image of this size; with `random` at most so many."""
-    patch = tiled.patch_of(size)
-    if tiled.coverage.mode == "random":
-        return math.prod(-(-n // p) + (1 if n > 1 else 0) for n, p in zip(size, patch, strict=True))
-    return len(tiled.patches(size, patch))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -116,8 +116,3 @@ def _fields(config: CurateConfig, store: LabelStore, fold: int) -> dict[str, Any
     fields["data"]["max_validation_cases"] = fields["data"]["max_validation_cases"] or 20
     fields.pop("init_from")
     return fields
-
-
-def uris_of(models: Sequence[ModelProposer]) -> list[str]:
-    """Names for reports."""
-    return [model.member.name for model in models]
